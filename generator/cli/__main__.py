@@ -1,0 +1,5 @@
+"""``python -m dsv4_aot.generator.cli`` is ``dsv4-aot``."""
+
+from dsv4_aot.generator.cli import main
+
+main()
