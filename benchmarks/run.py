@@ -1,0 +1,229 @@
+"""Times every kernel's benchmark cases beside the streaming limit and beside its peers.
+
+    python benchmarks/run.py [--kernel NAME] [--case TEXT] [--all-choices] [--plot FILE]
+
+Writes ``benchmarks/results/<gpu>.json``, and with ``--all-choices``, which times every built
+entry instead of the dispatched one alone, ``artifacts/tuning/<gpu>/<kernel>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import stream
+import timing
+import torch
+
+from dsv4_aot.generator.discover import KernelFolder, discover
+from dsv4_aot.generator.gpu import Gpu, current_gpu
+from dsv4_aot.generator.publish import write_file
+from dsv4_aot.generator.spec import Case
+from dsv4_aot.generator.trial import compare_view
+from dsv4_aot.generator.validate import tuned_choices
+from dsv4_aot.runtime import Library
+from dsv4_aot.runtime.errors import Dsv4AotError
+from dsv4_aot.runtime.schema import Choice, choices_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One timed case. us: a launch. bytes, flops: the least it needs. efficiency: of the stream.
+
+    dispatched: whether a plain call runs this entry. peer_us: other implementations, same inputs.
+    """
+
+    kernel: str
+    case: str
+    choices: Mapping[str, Choice]
+    dispatched: bool
+    us: float
+    bytes: int
+    flops: int
+    gbps: float
+    stream_us: float
+    efficiency: float
+    peer_us: Mapping[str, float]
+    cubin_sha256: str
+    device: str
+    driver: str
+    commit: str
+
+
+class Bench:
+    """Times cases on one GPU; the streaming limit of each pair of byte counts is found once."""
+
+    def __init__(self, library: Library, gpu: Gpu, commit: str) -> None:
+        self.library = library
+        self.gpu = gpu
+        self.commit = commit
+        self.limit = functools.cache(stream.limit)
+
+    def case(self, folder: KernelFolder, case: Case, *, every: bool) -> Iterator[Record]:
+        """The dispatched entry's record with its peers, and if asked for every other entry's."""
+        arguments = case.make(self.gpu.device, 0)
+        sets = timing.input_sets(arguments, case.read + case.write)
+        least = timing.least_time(case.read + case.write)
+        plain = self.library.op(folder.name)
+        dispatched = plain.select(**arguments)
+        others = [e for e in plain.candidates(**arguments) if e.choices != dispatched.choices]
+        stream_us, _ = self.limit(case.read, case.write)
+        for entry in [dispatched, *(others if every else ())]:
+            first = entry is dispatched
+            kernel = plain
+            if not first:
+                kernel = self.library.op(folder.name, choices=tuned_choices(folder, entry))
+            us = timing.graph_time([functools.partial(kernel, **each) for each in sets], least)
+            yield Record(
+                kernel=folder.name,
+                case=case.name,
+                choices=entry.choices,
+                dispatched=first,
+                us=round(us, 3),
+                bytes=case.read + case.write,
+                flops=case.flops,
+                gbps=round((case.read + case.write) / us / 1e3, 1),
+                stream_us=round(stream_us, 3),
+                efficiency=round(stream_us / us, 4),
+                peer_us=self._peers(folder, case, plain, sets, least) if first else {},
+                cubin_sha256=entry.sha256,
+                device=self.gpu.name,
+                driver=self.gpu.driver,
+                commit=self.commit,
+            )
+
+    def _peers(
+        self,
+        folder: KernelFolder,
+        case: Case,
+        kernel: Callable[..., object],
+        sets: Sequence[Mapping[str, Any]],
+        least: float,
+    ) -> dict[str, float]:
+        """Those peers that serve the case and give the same values."""
+        times: dict[str, float] = {}
+        written = [
+            arg.name for arg in folder.spec.arguments if getattr(arg, "access", "") == "write"
+        ]
+        for name, peer in folder.peers().items():
+            kernel(**sets[0])
+            try:
+                peer(**sets[1])
+            except NotImplementedError:
+                continue
+            problems = [
+                compare_view(each, sets[1][each], sets[0][each], case.tolerance)[1]
+                for each in written
+                if sets[0].get(each) is not None
+            ]
+            if any(problems):
+                print(f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}")
+                continue
+            us = timing.graph_time([functools.partial(peer, **each) for each in sets], least)
+            times[name] = round(us, 3)
+        return times
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 1 when a case could not be timed."""
+    options = _parse(argv)
+    if PEERS.is_dir():
+        sys.path.append(str(PEERS))
+    gpu = current_gpu()
+    bench = Bench(Library.open(*options.artifacts), gpu, options.commit or commit())
+    folders = discover()
+    records: list[Record] = []
+    failed = False
+    print(f"{gpu.name}, driver {gpu.driver}\n{_HEADER}")
+    for name in options.kernel or folders:
+        for case in folders[name].cases():
+            if not case.bench or not any(text in case.name for text in options.case or [""]):
+                continue
+            try:
+                for record in bench.case(folders[name], case, every=options.all_choices):
+                    records.append(record)
+                    print(line(record), flush=True)
+            except (Dsv4AotError, torch.OutOfMemoryError) as error:
+                print(f"{name} {case.name}: not timed: {error}")
+                failed = True
+            torch.cuda.empty_cache()
+    _write_results(options.results / f"{gpu.slug}.json", [r for r in records if r.dispatched])
+    if options.all_choices:
+        for name in {record.kernel for record in records}:
+            of_kernel = [record for record in records if record.kernel == name]
+            write_file(options.tuning / gpu.slug / f"{name}.json", _json([], of_kernel))
+    if options.plot:
+        import plot
+
+        plot.draw(records, options.plot)
+    return int(failed)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kernel", action="append", help="this kernel alone; may be repeated")
+    parser.add_argument("--case", action="append", help="cases whose name has this in it")
+    parser.add_argument("--all-choices", action="store_true", help="time every built entry")
+    parser.add_argument("--artifacts", action="append", type=Path, help="folder of built targets")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--tuning", type=Path, default=ROOT / "artifacts" / "tuning")
+    parser.add_argument("--commit", help="what to record where the checkout has no git history")
+    parser.add_argument("--plot", type=Path, help="draw the figures into this file")
+    options = parser.parse_args(argv)
+    if not options.artifacts:
+        named = os.environ.get("DSV4_AOT_ARTIFACTS")
+        options.artifacts = [] if named else [ROOT / "artifacts" / "build"]
+    return options
+
+
+_HEADER = (
+    f"{'kernel':16} {'case':30} {'us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}  choices, peers"
+)
+
+
+def line(record: Record) -> str:
+    peers = "".join(f"; {name} {us:.2f} us" for name, us in record.peer_us.items())
+    return (
+        f"{record.kernel:16} {record.case:30} {record.us:9.2f} {record.gbps:7.0f} "
+        f"{record.stream_us:9.2f} {record.efficiency:6.1%} "
+        f"{'*' if record.dispatched else ' '}{choices_text(dict(record.choices))}{peers}"
+    )
+
+
+def commit() -> str:
+    """The checkout's commit, marked when files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"
+
+
+def _write_results(path: Path, records: Sequence[Record]) -> None:
+    """Replaces the timed cases and keeps the others."""
+    timed = {(record.kernel, record.case) for record in records}
+    kept = [
+        record
+        for record in (json.loads(path.read_text()) if path.exists() else [])
+        if (record["kernel"], record["case"]) not in timed
+    ]
+    write_file(path, _json(kept, records))
+
+
+def _json(kept: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> bytes:
+    rows = [*kept, *map(dataclasses.asdict, records)]
+    rows.sort(key=lambda row: row["kernel"])
+    return (json.dumps(rows, indent=1) + "\n").encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

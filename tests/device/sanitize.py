@@ -1,0 +1,50 @@
+"""Launches every entry on its small cases: what compute-sanitizer watches.
+
+    compute-sanitizer --tool memcheck python tests/device/sanitize.py [--kernel NAME]
+
+Prints the number of launches; exits 1 when a result is wrong, whatever the tool says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from dsv4_aot.generator.discover import discover
+from dsv4_aot.generator.validate import Tried, try_case
+from dsv4_aot.runtime import Library
+
+BUILD = Path(__file__).parents[2] / "artifacts" / "build"
+SMALL_BYTES = 4 << 20
+"""Of a case's traffic and memory: an instrumented launch takes a hundred times its time."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="launch every entry on small cases")
+    parser.add_argument("--kernel", action="append", help="this kernel alone; may be repeated")
+    parser.add_argument("--bytes", type=int, default=SMALL_BYTES, help="largest case to run")
+    options = parser.parse_args()
+    library = Library.open(*([] if os.environ.get("DSV4_AOT_ARTIFACTS") else [BUILD]))
+    built = {entry.kernel for entry in library.catalog()}
+    device = torch.device("cuda", torch.cuda.current_device())
+    events: list[Tried] = []
+    for name, folder in discover().items():
+        if name not in built or name not in (options.kernel or built):
+            continue
+        for case in folder.cases():
+            if max(case.memory, case.read + case.write) <= options.bytes:
+                tried = try_case(library, folder, case, device)
+                events.extend(event for event in tried if isinstance(event, Tried))
+    failures = [event for event in events if not event.outcome.passed]
+    for event in failures:
+        print(f"{event.key}, {event.outcome.case}: {event.outcome.message}")
+    print(f"{len(events)} launches of {len({event.key for event in events})} entries")
+    return int(bool(failures) or not events)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
