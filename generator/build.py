@@ -23,10 +23,11 @@ from dsv4_aot.generator.expand import Variant
 from dsv4_aot.generator.inspect import inspect_cubin
 from dsv4_aot.generator.key import build_key
 from dsv4_aot.generator.policy import refusal, violations
+from dsv4_aot.generator.publish import writing
 from dsv4_aot.generator.render import Source, render
 from dsv4_aot.generator.store import Artifact, Store
 from dsv4_aot.generator.toolchain import Kind, Toolchain, probe
-from dsv4_aot.runtime.errors import BuildError, CompileError, Dsv4AotError
+from dsv4_aot.runtime.errors import BuildError, CompileError, Dsv4AotError, SpecError
 from dsv4_aot.runtime.target import Target
 
 
@@ -50,7 +51,7 @@ class Event:
 class BuildResult:
     """artifacts and failures by variant key, in the order of the variants.
 
-    compiled, reused: how many sources were compiled, and how many variants needed no compile.
+    compiled, reused: how many sources were compiled, and how many of the artifacts needed none.
     """
 
     artifacts: dict[str, Artifact]
@@ -69,8 +70,8 @@ class _Job:
     variants: list[Variant] = field(default_factory=list)
 
 
-_Result = tuple[Artifact, bool] | Dsv4AotError
-"""The artifact and whether it was compiled just now, or why there is none."""
+_Result = tuple[Artifact, bool] | BuildError
+"""The artifact and whether it was compiled just now, or what is wrong with the variant."""
 
 
 def build(
@@ -97,8 +98,11 @@ def build(
             if source.kind not in toolchains:
                 toolchains[source.kind] = probe(source.kind)
             key = build_key(source, toolchains[source.kind], variant.target)
-        except BuildError as error:
+        except SpecError as error:
             outcome.fail(variant, error)
+            continue
+        except BuildError as error:
+            outcome.fail(variant, _about(variant.key, error))
             continue
         if key in missing:
             missing[key].variants.append(variant)
@@ -108,7 +112,7 @@ def build(
             missing[key] = _Job(key, source, variant.target, [variant])
     compiled = 0
     if missing:
-        store.sweep()
+        store.prepare()
         with contextlib.closing(_run(list(missing.values()), store, executor, jobs)) as results:
             for job, result in results:
                 compiled += outcome.take(job, result)
@@ -123,6 +127,7 @@ class _Outcome:
         self._on_event = on_event
         self._artifacts: dict[str, Artifact] = {}
         self._failures: dict[str, Dsv4AotError] = {}
+        self._reused = 0
 
     def settle(
         self, variant: Variant, artifact: Artifact, how: Literal["compiled", "reused"]
@@ -134,11 +139,12 @@ class _Outcome:
             self.fail(variant, CompileError(message, log=artifact.log))
             return
         self._artifacts[variant.key] = replace(artifact, key=variant.key)
+        self._reused += how == "reused"
         self._tell(how, variant, artifact.seconds if how == "compiled" else 0.0)
 
     def take(self, job: _Job, result: _Result) -> bool:
         """Settles the variants that waited for a job; whether it was compiled just now."""
-        if isinstance(result, Dsv4AotError):
+        if isinstance(result, BuildError):
             for variant in job.variants:
                 self.fail(variant, result)
             return False
@@ -165,7 +171,7 @@ class _Outcome:
     def result(self, keys: list[str], compiled: int) -> BuildResult:
         artifacts = {key: self._artifacts[key] for key in keys if key in self._artifacts}
         failures = {key: self._failures[key] for key in keys if key in self._failures}
-        return BuildResult(artifacts, failures, compiled, len(artifacts) - compiled)
+        return BuildResult(artifacts, failures, compiled, self._reused)
 
 
 # Running jobs -----------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ def _run(
     if executor is not None:
         yield from _submit_all(jobs, store, executor)
         return
-    workers = max(1, min(workers or os.cpu_count() or 1, len(jobs)))
+    workers = max(1, min(workers or len(os.sched_getaffinity(0)), len(jobs)))
     lost: list[_Job] = []
     with _local(workers) as pool:
         for job, result in _submit_all(jobs, store, pool):
@@ -201,7 +207,7 @@ class _WorkerLostError(BuildError):
 def _submit_all(
     jobs: list[_Job], store: Store, executor: Executor
 ) -> Iterator[tuple[_Job, _Result]]:
-    futures: dict[Future[tuple[Artifact, bool]], _Job] = {}
+    futures: dict[Future[_Result], _Job] = {}
     lost: list[_Job] = []
     try:
         for job in jobs:
@@ -226,18 +232,16 @@ def _one_by_one(
         yield job, _result(job, _submit(job, store, executor))
 
 
-def _submit(job: _Job, store: Store, executor: Executor) -> Future[tuple[Artifact, bool]]:
+def _submit(job: _Job, store: Store, executor: Executor) -> Future[_Result]:
     key = job.variants[0].key
     return executor.submit(produce, store, key, job.build_key, job.source, job.target)
 
 
-def _result(job: _Job, future: Future[tuple[Artifact, bool]]) -> _Result:
+def _result(job: _Job, future: Future[_Result]) -> _Result:
     try:
         return future.result()
     except BrokenExecutor:
         return _lost(job)
-    except Dsv4AotError as error:
-        return error
 
 
 def _lost(job: _Job) -> _WorkerLostError:
@@ -267,21 +271,23 @@ def _enter_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def produce(
-    store: Store, key: str, build_key: str, source: Source, target: Target
-) -> tuple[Artifact, bool]:
+def produce(store: Store, key: str, build_key: str, source: Source, target: Target) -> _Result:
     """Runs in a worker: look, lock, look again, compile, inspect, publish.
 
-    Gives the artifact and whether it was compiled just now. Raises Dsv4AotError.
+    What is wrong with the variant is its result. Raised is what would stop every other as well:
+    BuildError when the store cannot be used, ToolchainError.
     """
-    with store.locked(build_key):
+    with store.locked(build_key), writing(store.root):
         kept = store.get(build_key)
         if kept is not None:
             return kept, False
         start = time.perf_counter()
-        with store.scratch() as scratch:
-            compiled = compile_source(source, target, scratch)
-        facts = inspect_cubin(compiled.cubin, source.entry)
+        try:
+            with store.scratch() as scratch:
+                compiled = compile_source(source, target, scratch)
+            facts = inspect_cubin(compiled.cubin, source.entry)
+        except BuildError as error:
+            return _about(key, error)
         artifact = Artifact(
             key=key,
             build_key=build_key,
@@ -294,3 +300,11 @@ def produce(
         )
         store.publish(artifact, source, compiled.ptx)
     return artifact, True
+
+
+def _about(key: str, error: BuildError) -> BuildError:
+    """The error with the variant's name in front."""
+    message = f"{key}: {error.message}"
+    if isinstance(error, CompileError):
+        return CompileError(message, log=error.log, tip=error.tip)
+    return BuildError(message, tip=error.tip)

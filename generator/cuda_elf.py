@@ -98,6 +98,7 @@ def read_elf(data: bytes) -> CudaElf:
     elf = _guarded(lambda: ELFFile(io.BytesIO(data)))
     if elf.elfclass != 64 or not elf.little_endian or elf.header["e_machine"] != "EM_CUDA":
         raise BuildError("the ELF is no 64-bit CUDA binary")
+    _guarded(lambda: _check_end(elf, len(data)))
     sections = {section.name: section for section in _guarded(lambda: _sections(elf, data))}
     return CudaElf(
         sm=_sm(elf),
@@ -122,6 +123,20 @@ def _unpack(layout: str, data: bytes, position: int) -> tuple[int, ...]:
         return struct.unpack_from(layout, data, position)
     except struct.error as error:
         raise BuildError("an attribute section ends in the middle of a record") from error
+
+
+def _check_end(elf: Any, end: int) -> None:
+    """The header tables and the segments must lie in the file."""
+    header = elf.header
+    tables = (
+        header["e_shoff"] + header["e_shnum"] * header["e_shentsize"],
+        header["e_phoff"] + header["e_phnum"] * header["e_phentsize"],
+    )
+    if max(tables) > end:
+        raise BuildError("the file ends before its own header tables: it was cut short")
+    for segment in elf.iter_segments():
+        if segment["p_offset"] + segment["p_filesz"] > end:
+            raise BuildError("a segment reaches past the end of the file")
 
 
 def _sections(elf: Any, data: bytes) -> list[Section]:

@@ -91,7 +91,7 @@ def _slots(elf: CudaElf, entry: str) -> tuple[Slot, ...]:
         if attribute.number in (cuda_elf.KPARAM_INFO, cuda_elf.KPARAM_INFO_V2):
             _, place, word = attribute.words(3)
             wide = attribute.number == cuda_elf.KPARAM_INFO_V2
-            slots[place & 0xFFFF] = Slot(place >> 16, word if wide else word >> 18)
+            slots[place & 0xFFFF] = Slot(place >> 16, word & 0xFFFF if wide else word >> 18)
         elif attribute.number == cuda_elf.CBANK_PARAM_SIZE:
             totals.add(int.from_bytes(attribute.payload, "little"))
         elif attribute.number == cuda_elf.PARAM_CBANK:

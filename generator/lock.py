@@ -101,7 +101,7 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 def read_lock(path: Path) -> Lock:
     """Raises LockError unless the file can be read and fits the schema."""
-    tip = "run `dsv4-aot build` without --locked to write it"
+    tip = "`dsv4-aot build --update-lock` writes it"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Lock)
     except OSError as error:
@@ -156,7 +156,7 @@ def check(path: Path, manifest: Manifest) -> None:
     raise LockError(
         f"the build differs from {path}:\n  " + "\n  ".join(shown),
         tip="install the versions in constraints.txt; if the change is meant, "
-        "build without --locked and commit the lock file",
+        "run `dsv4-aot build --update-lock` and commit the lock file",
     )
 
 

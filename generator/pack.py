@@ -125,8 +125,9 @@ def _publish(folder: Path, cubins: Mapping[str, bytes], manifest: bytes) -> None
     """Cubins first, then the manifest by one rename, then what it no longer names goes.
 
     Names follow from contents, so nothing that the standing manifest names is touched before the
-    new one takes its place: a reader finds a whole folder at every moment, and a build that is
-    killed or runs out of space leaves the old one. What is current is not written again.
+    new one takes its place: at every moment the manifest names files that are there, and a build
+    that is killed or runs out of space leaves the old ones. Who read the old manifest and comes
+    late finds a cubin gone, never changed. What is current is not written again.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

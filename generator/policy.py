@@ -58,7 +58,7 @@ def contradictions(
         declared = (f"{param.name} {_span(param.offset, param.size)}" for param in params)
         taken = (_span(slot.offset, slot.size) for slot in facts.slots)
         problems.append(
-            f"the spec declares the parameters ({', '.join(declared)}), "
+            f"the declared parameters are ({', '.join(declared)}), "
             f"the cubin takes ({', '.join(taken)})"
         )
     threads = math.prod(launch.block)

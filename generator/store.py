@@ -24,7 +24,7 @@ from dsv4_aot.generator.inspect import CubinFacts
 from dsv4_aot.generator.publish import sync_folder, writing
 from dsv4_aot.generator.render import Source
 from dsv4_aot.runtime.errors import BuildError
-from dsv4_aot.runtime.schema import Sha256
+from dsv4_aot.runtime.schema import FileName, Sha256
 
 _CUBIN, _PTX, _LOG, _RECORD = "kernel.cubin", "kernel.ptx", "log.txt", "artifact.json"
 
@@ -50,7 +50,7 @@ class Artifact:
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     build_key: Sha256
-    files: dict[str, Sha256]
+    files: dict[FileName, Sha256]
     facts: CubinFacts
     shared: int | None
     seconds: float
@@ -81,7 +81,11 @@ class Store:
         folder = self.folder(build_key)
         try:
             record = _unseal((folder / _RECORD).read_bytes())
-            if record is None or record.build_key != build_key or _CUBIN not in record.files:
+            if (
+                record is None
+                or record.build_key != build_key
+                or not record.files.keys() >= {_CUBIN, _LOG}
+            ):
                 return None
             bodies = {name: (folder / name).read_bytes() for name in record.files}
         except (FileNotFoundError, NotADirectoryError):
@@ -169,6 +173,12 @@ class Store:
             yield folder
         finally:
             _remove(folder, lock)
+
+    def prepare(self) -> None:
+        """Removes leftovers and makes sure that entries can be written. Raises BuildError."""
+        self.sweep()
+        with self.scratch():
+            pass
 
     def sweep(self) -> int:
         """Removes what killed processes left behind; the number of folders removed."""

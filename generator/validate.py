@@ -87,7 +87,7 @@ def validate(
     gpu = current_gpu()
     names = {entry.kernel for entry in library.catalog()} & set(kernels or folders)
     installed = {
-        entry.sha256: entry_key(entry.kernel, entry.target, entry.choices)
+        entry.sha256: entry_key(entry.kernel, entry.target, dict(entry.choices))
         for entry in library.catalog()
     }
     here = entries_of(library, gpu.capability, names)
@@ -154,7 +154,7 @@ def entries_of(library: Library, capability: Capability, names: Collection[str])
         targets = {Target.parse(entry.target) for entry in of_kernel}
         accepted, _ = rank_targets(targets, capability)
         found |= {
-            entry_key(name, entry.target, entry.choices): entry.sha256
+            entry_key(name, entry.target, dict(entry.choices)): entry.sha256
             for entry in of_kernel
             if accepted and entry.target == str(accepted[0])
         }

@@ -13,10 +13,10 @@ from dsv4_aot.generator.publish import write_file
 from dsv4_aot.generator.verify import verify
 from dsv4_aot.runtime import manifest as manifests
 from dsv4_aot.runtime.errors import BuildError
+from dsv4_aot.runtime.resolve import ENTRY_POINT_GROUP, wheel_name
 from dsv4_aot.runtime.schema import Manifest
 from dsv4_aot.runtime.target import Target
 
-ENTRY_POINT_GROUP = "dsv4_aot.artifacts"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest date that a zip archive can hold."""
 _REGULAR_FILE = 0o100644 << 16
@@ -36,23 +36,19 @@ def write_wheel(folder: Path, dist: Path) -> Path:
             tip="build it again with `dsv4-aot build`",
         )
     manifest = manifests.read(folder)
-    path = dist / wheel_name(manifest)
+    path = dist / file_name(manifest)
     write_file(path, _archive(_files(folder, manifest)))
     return path
 
 
-def distribution(target: Target) -> str:
-    """``dsv4-aot-sm90a``: the name to install for a target."""
-    return f"dsv4-aot-{str(target).replace('_', '')}"
-
-
-def wheel_name(manifest: Manifest) -> str:
+def file_name(manifest: Manifest) -> str:
+    """``dsv4_aot_sm90a-0.1.0-py3-none-any.whl``."""
     return f"{_stem(manifest)}-py3-none-any.whl"
 
 
 def _stem(manifest: Manifest) -> str:
-    name = distribution(Target.parse(manifest.target)).replace("-", "_")
-    return f"{name}-{manifest.version}"
+    name = wheel_name(Target.parse(manifest.target))
+    return f"{name.replace('-', '_')}-{manifest.version}"
 
 
 def _files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -77,7 +73,7 @@ def _metadata(manifest: Manifest) -> str:
     kernels = "".join(f"- {k.name}: {k.summary}\n" for k in manifest.kernels)
     return (
         "Metadata-Version: 2.4\n"
-        f"Name: {distribution(target)}\n"
+        f"Name: {wheel_name(target)}\n"
         f"Version: {manifest.version}\n"
         f"Summary: dsv4-aot kernels compiled for {target}\n"
         "License-Expression: Apache-2.0\n"

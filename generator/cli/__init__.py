@@ -9,6 +9,8 @@ def main() -> None:
     """Entry point of ``dsv4-aot``. Exits with 0 when done, 1 when it failed, 2 on wrong usage."""
     try:
         from dsv4_aot.generator.cli.app import app
+
+        app(prog_name="dsv4-aot")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("dsv4_aot"):
             raise
@@ -17,4 +19,3 @@ def main() -> None:
             "(TIP: pip install 'dsv4-aot[build]'; launching kernels does not need it)\n"
         )
         raise SystemExit(1) from None
-    app(prog_name="dsv4-aot")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 from typing import Any
 
 import click
 
-from dsv4_aot.generator.cli.build import build
-from dsv4_aot.generator.cli.catalog import list_, schema
-from dsv4_aot.generator.cli.compare import diff, verify
 from dsv4_aot.generator.cli.console import complain
-from dsv4_aot.generator.cli.doctor import doctor
-from dsv4_aot.generator.cli.hardware import bench, validate
-from dsv4_aot.generator.cli.inspect import inspect
-from dsv4_aot.generator.cli.wheel import wheel
 from dsv4_aot.runtime.errors import Dsv4AotError
+
+COMMANDS = {
+    "build": "build:build",
+    "list": "catalog:list_",
+    "inspect": "inspect:inspect",
+    "diff": "compare:diff",
+    "verify": "compare:verify",
+    "validate": "hardware:validate",
+    "bench": "hardware:bench",
+    "wheel": "wheel:wheel",
+    "doctor": "doctor:doctor",
+    "schema": "catalog:schema",
+}
+"""Module and function of each command. Only the one that runs is imported, so that a serving
+machine can run ``doctor`` or ``validate`` without the packages that building takes."""
 
 _STORAGE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
 """What a file system may answer to correct work: a line for the user, not a traceback."""
@@ -24,6 +33,17 @@ _STORAGE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 class _Group(click.Group):
     """Expected errors become one red line and a TIP; only the unexpected show a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            close = difflib.get_close_matches(cmd_name, COMMANDS, n=3, cutoff=0.4)
+            ctx.fail(f"no such command {cmd_name!r}; nearest: {', '.join(close or COMMANDS)}")
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -42,15 +62,6 @@ class _Group(click.Group):
             )
         return ctx.exit(1)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands and not name.startswith("-"):
-            close = difflib.get_close_matches(name, self.commands, n=3, cutoff=0.4)
-            ctx.fail(f"no such command {name!r}; nearest: {', '.join(close or self.commands)}")
-        return super().resolve_command(ctx, args)
-
 
 @click.group(
     cls=_Group,
@@ -59,7 +70,3 @@ class _Group(click.Group):
 @click.version_option(package_name="dsv4-aot", prog_name="dsv4-aot")
 def app() -> None:
     """Compile DeepSeek-V4 serving kernels before shipping, and look at the result."""
-
-
-for command in (build, list_, inspect, diff, verify, validate, bench, wheel, doctor, schema):
-    app.add_command(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +26,16 @@ from dsv4_aot.generator.cli.options import (
     artifacts_folder,
     build_folder,
     cache_option,
-    pick,
     shown,
     templates_option,
 )
-from dsv4_aot.generator.discover import KernelFolder, discover
-from dsv4_aot.generator.expand import Variant, expand
-from dsv4_aot.generator.key import build_key
+from dsv4_aot.generator.cli.plan import Plan, make_plans
+from dsv4_aot.generator.discover import discover
 from dsv4_aot.generator.lock import check, lock_of, lock_path, write_lock
 from dsv4_aot.generator.pack import pack
-from dsv4_aot.generator.render import render
 from dsv4_aot.generator.store import Artifact, Store
-from dsv4_aot.generator.toolchain import probe
-from dsv4_aot.runtime import manifest as manifests
-from dsv4_aot.runtime.errors import BuildError, Dsv4AotError
+from dsv4_aot.runtime.errors import CompileError, Dsv4AotError, LockError
 from dsv4_aot.runtime.target import Target
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What one target is packed from: the kernels named, and those its folder keeps."""
-
-    target: Target
-    folders: Mapping[str, KernelFolder]
-    kept: Sequence[str]
-    variants: Sequence[Variant]
-
-    @property
-    def keys(self) -> list[str]:
-        return [variant.key for variant in self.variants]
 
 
 @click.command()
@@ -87,9 +67,10 @@ def build(
     cache: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile kernels and write one manifest a target. Needs no GPU and no CUDA toolkit.
+    """Compile kernels and write one manifest a target.
 
-    With --kernel, other kernels that the output folder holds are kept as they are.
+    Needs no GPU and no CUDA toolkit. With --kernel, other kernels that the output folder holds
+    are kept as they are.
     """
     if locked and update_lock:
         raise click.UsageError("--locked compares with the lock files, --update-lock writes them")
@@ -97,12 +78,14 @@ def build(
         raise click.UsageError("lock files cover whole targets: leave out --kernel")
     artifacts = artifacts_folder(templates)
     out = build_folder(templates) if out is None else out
+    if locked:
+        _require_locks(targets, artifacts)
     store = Store(cache)
     started = time.monotonic()
-    plans = _plan(targets, names, discover(templates), out, store)
+    plans = make_plans(targets, names, discover(templates), out, store)
     result = _compile(plans, store, jobs)
     whole = [plan for plan in plans if result.failures.keys().isdisjoint(plan.keys)]
-    errors = _pack(whole, result, out, artifacts, locked=locked, update_lock=update_lock)
+    published, errors = _pack(whole, result, out, artifacts, locked=locked, update_lock=update_lock)
     rows = [row for plan in plans for row in _rows(plan, result.artifacts)]
     facts = {
         "out": str(out),
@@ -113,69 +96,24 @@ def build(
     }
     if as_json:
         problems = [*result.failures.values(), *errors]
-        show_json({**facts, "kernels": rows, "errors": [str(error) for error in problems]})
+        show_json({**facts, "kernels": rows, "errors": [_error_row(error) for error in problems]})
     else:
-        _describe(rows, plans, facts)
-        for error in (*_distinct(result.failures), *errors):
-            complain(error)
+        _describe(rows, facts)
+        for plan in published:
+            kept = f", {', '.join(plan.kept)} kept as before" if plan.kept else ""
+            say(f"{shown(out / str(plan.target))}: manifest and cubins{kept}")
+        _complain_of([*_distinct(result.failures), *errors])
     for plan in plans:
-        if plan not in whole:
-            failed = len(result.failures.keys() & set(plan.keys))
-            note(f"{plan.target} is as it was: {failed} of {len(plan.variants)} variants failed")
+        if plan not in published:
+            note(f"{shown(out / str(plan.target))} is as it was")
     if result.failures or errors:
         ctx.exit(1)
-
-
-# Planning ---------------------------------------------------------------------------------------
-
-
-def _plan(
-    targets: Sequence[Target],
-    names: Sequence[str],
-    everything: Mapping[str, KernelFolder],
-    out: Path,
-    store: Store,
-) -> list[_Plan]:
-    named = pick(everything, names)
-    plans = []
-    for target in targets:
-        kept = _kept(target, named, everything, out / str(target), store) if names else ()
-        folders = {n: f for n, f in everything.items() if n in named or n in kept}
-        variants = [variant for folder in folders.values() for variant in expand(folder, target)]
-        plans.append(_Plan(target, folders, kept, variants))
-    return plans
-
-
-def _kept(
-    target: Target,
-    named: Mapping[str, KernelFolder],
-    everything: Mapping[str, KernelFolder],
-    folder: Path,
-    store: Store,
-) -> tuple[str, ...]:
-    """Other kernels in the output folder. Raises BuildError when one would have to be compiled.
-
-    Kernels whose templates are gone are dropped.
-    """
-    if not (folder / manifests.FILE_NAME).exists():
-        return ()
-    standing = manifests.read(folder).kernels
-    kept = [k.name for k in standing if k.name in everything and k.name not in named]
-    for name in kept:
-        for variant in expand(everything[name], target):
-            source = render(variant)
-            if store.get(build_key(source, probe(source.kind), target)) is None:
-                raise BuildError(
-                    f"{shown(folder)} also holds {name}, which has changed since it was built",
-                    tip="build without --kernel, or give another folder with --out",
-                )
-    return tuple(kept)
 
 
 # Working ----------------------------------------------------------------------------------------
 
 
-def _compile(plans: Sequence[_Plan], store: Store, jobs: int | None) -> BuildResult:
+def _compile(plans: Sequence[Plan], store: Store, jobs: int | None) -> BuildResult:
     variants = [variant for plan in plans for variant in plan.variants]
     with Progress("building", len(variants)) as progress:
 
@@ -186,18 +124,19 @@ def _compile(plans: Sequence[_Plan], store: Store, jobs: int | None) -> BuildRes
 
 
 def _pack(
-    plans: Sequence[_Plan],
+    plans: Sequence[Plan],
     result: BuildResult,
     out: Path,
     artifacts: Path,
     *,
     locked: bool,
     update_lock: bool,
-) -> list[Dsv4AotError]:
-    """Packs every target, also when one fails; gives what failed.
+) -> tuple[list[Plan], list[Dsv4AotError]]:
+    """Packs every target, also when one fails: those that were packed, and what failed.
 
     The lock is compared afterwards, so that ``diff`` can show what differs.
     """
+    published: list[Plan] = []
     errors: list[Dsv4AotError] = []
     for plan in plans:
         lock = lock_path(artifacts, str(plan.target))
@@ -205,13 +144,14 @@ def _pack(
             packed = pack(
                 plan.target, plan.folders, result.artifacts, out, artifacts / "validation"
             )
+            published.append(plan)
             if locked:
                 check(lock, packed)
             if update_lock:
                 write_lock(lock, lock_of(packed))
         except Dsv4AotError as error:
             errors.append(error)
-    return errors
+    return published, errors
 
 
 def _distinct(failures: Mapping[str, Dsv4AotError]) -> list[Dsv4AotError]:
@@ -219,10 +159,21 @@ def _distinct(failures: Mapping[str, Dsv4AotError]) -> list[Dsv4AotError]:
     return list({id(error): error for error in failures.values()}.values())
 
 
+def _require_locks(targets: Sequence[Target], artifacts: Path) -> None:
+    """Before anything is compiled. Raises LockError."""
+    for target in targets:
+        path = lock_path(artifacts, str(target))
+        if not path.exists():
+            raise LockError(
+                f"there is no lock file {shown(path)} to compare with",
+                tip=f"dsv4-aot build --arch {target} --update-lock writes it",
+            )
+
+
 # Telling ----------------------------------------------------------------------------------------
 
 
-def _rows(plan: _Plan, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+def _rows(plan: Plan, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     rows = []
     for name in plan.folders:
         keys = [variant.key for variant in plan.variants if variant.folder.name == name]
@@ -243,23 +194,30 @@ def _rows(plan: _Plan, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]
     return rows
 
 
-def _describe(
-    rows: Sequence[dict[str, Any]], plans: Sequence[_Plan], facts: Mapping[str, Any]
-) -> None:
+def _describe(rows: Sequence[dict[str, Any]], facts: Mapping[str, Any]) -> None:
     columns = {
         "target": "target",
         "kernel": "kernel",
         "variants": "variants",
+        **({"built": "built"} if facts["failed"] else {}),
         "bytes": "bytes",
         "registers": "most registers",
         "spills": "spills",
         "compile_seconds": "compile s",
     }
     Sheet(columns=columns, rows=rows, empty="there are no kernels").show(as_json=False)
-    say(
-        f"{facts['compiled']} compiled, {facts['reused']} taken over, {facts['seconds']:.1f} s; "
-        f"manifests and cubins: {shown(Path(facts['out']))}"
-    )
-    for plan in plans:
-        if plan.kept:
-            say(f"{plan.target}: kept as they are: {', '.join(plan.kept)}")
+    say(f"{facts['compiled']} compiled, {facts['reused']} taken over, {facts['seconds']:.1f} s")
+
+
+def _complain_of(errors: Sequence[Dsv4AotError]) -> None:
+    """One block an error; a compiler's log that stood above already is not repeated."""
+    logs: set[str] = set()
+    for error in errors:
+        log = error.log if isinstance(error, CompileError) else ""
+        complain(error, log=log not in logs)
+        logs.add(log)
+
+
+def _error_row(error: Dsv4AotError) -> dict[str, Any]:
+    log = error.log if isinstance(error, CompileError) else None
+    return {"message": error.message, "tip": error.tip, "log": log}

@@ -20,10 +20,11 @@ from dsv4_aot.runtime.schema import Entry, KernelRecord, Manifest, entry_key
 @click.option("--variants", is_flag=True, help="One row a variant instead of one a kernel.")
 @json_option
 def list_(paths: tuple[Path, ...], variants: bool, as_json: bool) -> None:
-    """What is built or installed: kernels, variants, targets, sizes, validated or not.
+    """List what is built or installed.
 
-    PATHS are folders of artifacts; without any, the installed wheels, $DSV4_AOT_ARTIFACTS and
-    the checkout's own builds are listed.
+    Kernels, variants, targets, sizes, and the GPUs that validated them. PATHS are folders of
+    artifacts; without any, the installed wheels, $DSV4_AOT_ARTIFACTS and the checkout's own
+    builds are listed.
     """
     installed = find_artifacts(paths)
     rows = list(_variant_rows(installed) if variants else _kernel_rows(installed))
@@ -68,14 +69,13 @@ def _kernel_rows(installed: Iterable[Installed]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _validated(kernel: KernelRecord, gpus: dict[str, list[str]]) -> str:
-    """``12 of 12 on NVIDIA H200``, or ``no``."""
+def _validated(kernel: KernelRecord, gpus: dict[str, list[str]]) -> dict[str, int]:
+    """How many of the kernel's variants each GPU validated."""
     counts: dict[str, int] = {}
     for entry in kernel.entries:
         for gpu in gpus.get(entry.sha256, ()):
             counts[gpu] = counts.get(gpu, 0) + 1
-    total = len(kernel.entries)
-    return ", ".join(f"{n} of {total} on {gpu}" for gpu, n in sorted(counts.items())) or "no"
+    return dict(sorted(counts.items()))
 
 
 def _variant_rows(installed: Iterable[Installed]) -> Iterable[dict[str, Any]]:
@@ -94,6 +94,6 @@ def _variant_row(place: Installed, kernel: str, entry: Entry, gpus: list[str]) -
         "sha256": entry.sha256,
         "registers": entry.resources.registers,
         "spills": entry.resources.spills,
-        "validated": ", ".join(gpus) or "no",
+        "validated": gpus,
         "origin": place.origin,
     }

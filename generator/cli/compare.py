@@ -25,9 +25,10 @@ _SHA256_LENGTH = 64
 @click.argument("after", type=click.Path(exists=True, path_type=Path))
 @json_option
 def diff(before: Path, after: Path, as_json: bool) -> None:
-    """What changed from BEFORE to AFTER: variants, bytes, registers, spills, code size.
+    """Show what changed between two builds.
 
-    Each is a target folder, a manifest.json or a lock file.
+    Added and removed variants, changed bytes, registers, spills and code size. BEFORE and AFTER are
+    each a target folder, a manifest.json or a lock file.
     """
     result = compare(load(before), load(after))
     rows = [_change_row(change) for change in result.changes]
@@ -93,9 +94,10 @@ def _summary(result: Diff) -> str:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, path: Path | None, coverage: bool, as_json: bool) -> None:
-    """Check hashes, schema and parameter tables of PATH against its cubins.
+    """Check artifacts against their manifests.
 
-    PATH is a target folder or a folder of them; without it, the checkout's own builds.
+    Schema, hashes, parameter tables and resources, against the cubins themselves. PATH is a
+    target folder or a folder of them; without it, the checkout's own builds.
     """
     rows: list[dict[str, Any]] = []
     for folder in _target_folders(build_folder() if path is None else path):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -46,11 +46,11 @@ def note(text: str) -> None:
     _console(stderr=True).print(Text(text), soft_wrap=True)
 
 
-def complain(error: Dsv4AotError) -> None:
-    """One red line, the TIP, and a compiler's own words where there are any."""
+def complain(error: Dsv4AotError, *, log: bool = True) -> None:
+    """One red line, the TIP, and the compiler's own words unless ``log`` is false."""
     console = _console(stderr=True)
     console.print(Text(f"ERROR: {error.message}", style="red"), soft_wrap=True)
-    if isinstance(error, CompileError) and error.log.strip():
+    if log and isinstance(error, CompileError) and error.log.strip():
         for line in error.log.rstrip().splitlines():
             console.print(Text(f"  | {line}"), soft_wrap=True)
     if error.tip is not None:
@@ -80,8 +80,10 @@ def plain(value: object) -> str:
         return f"{value:.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(plain(item) for item in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{plain(count)} on {name}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value) or "none"
     return str(value)
 
 
@@ -101,12 +103,14 @@ class Sheet:
         if as_json:
             show_json([dict(row) for row in self.rows])
         elif self.rows:
+            if self.title:
+                say(f"{self.title}:")
             _console(stderr=False).print(self._table())
         else:
             say(self.empty)
 
     def _table(self) -> Table:
-        table = Table(title=self.title or None, title_justify="left", title_style="bold")
+        table = Table()
         for key, heading in self.columns.items():
             numeric = all(
                 isinstance(row[key], (int, float)) and not isinstance(row[key], bool)
@@ -131,7 +135,7 @@ class Progress:
         self._total = total
         self._done = 0
         self._console = _console(stderr=True)
-        self._started = self._spoke = time.monotonic()
+        self._started = self._spoke = monotonic()
         self._bar: progress.Progress | None = None
         self._task: progress.TaskID | None = None
 
@@ -141,7 +145,7 @@ class Progress:
     def advance(self, name: str = "") -> None:
         """One more piece is finished."""
         self._done += 1
-        now = time.monotonic()
+        now = monotonic()
         if not self._console.is_terminal:
             if now - self._spoke >= _PLAIN_INTERVAL:
                 self._spoke = now

@@ -21,8 +21,11 @@ from dsv4_aot.runtime.target import Accepted, Capability
 _AUDIT = """
 import sys
 from dsv4_aot import runtime
-library = runtime.Library.open(*sys.argv[1:])
+load, *folders = sys.argv[1:]
+library = runtime.Library.open(*folders)
 library.catalog()
+if load == "load":
+    library.preload()
 runtime.strict()
 """
 """In a process of its own: the command line itself loads templates and tables."""
@@ -61,10 +64,12 @@ class _CapabilityType(click.ParamType[Capability]):
 def doctor(
     ctx: click.Context, paths: tuple[Path, ...], capability: Capability | None, as_json: bool
 ) -> None:
-    """Devices, driver, installed targets, what would be selected and why, zero-JIT audit.
+    """Show what this machine would launch, and why.
 
-    PATHS are folders of artifacts; without any, the installed wheels, $DSV4_AOT_ARTIFACTS and
-    the checkout's own builds are looked at. Works without a GPU, too.
+    Devices, driver, installed targets with the reason for each refusal, the target that each
+    kernel would be launched from, and an audit that nothing of a compiler is loaded. PATHS are
+    folders of artifacts; without any, the installed wheels, $DSV4_AOT_ARTIFACTS and the
+    checkout's own builds are looked at. Works without a GPU, too.
     """
     driver, places, trouble = _devices()
     if capability is not None:
@@ -72,7 +77,9 @@ def doctor(
     installed, broken = _installed(paths)
     verdicts = list(_verdicts(installed, places))
     selections = list(_selections(installed, places))
-    audit = _audit([place.folder for place in installed])
+    unserved = any(row["selected"] is None for row in selections)
+    loadable = bool(selections) and capability is None and not unserved
+    audit = _audit([place.folder for place in installed], load=loadable)
     if as_json:
         show_json(
             {
@@ -83,14 +90,15 @@ def doctor(
                 "targets": verdicts,
                 "selections": selections,
                 "zero_jit": audit is None,
+                "zero_jit_loaded": loadable,
                 "zero_jit_problem": audit,
             }
         )
     else:
         _say_devices(driver, places, trouble)
         _say_artifacts(installed, broken, verdicts, selections, bool(places))
-        say(f"zero JIT: {'proved for importing and resolving' if audit is None else audit}")
-    unserved = any(row["selected"] is None for row in selections)
+        work = "loading every kernel" if loadable else "importing and resolving"
+        say(f"zero JIT: {f'no compiler after {work}' if audit is None else audit}")
     if broken is not None or audit is not None or unserved:
         ctx.exit(1)
 
@@ -155,9 +163,12 @@ def _selections(
                 }
 
 
-def _audit(folders: Sequence[Path]) -> str | None:
-    """What a fresh process that resolves these artifacts has loaded of a compiler, else None."""
-    command = [sys.executable, "-c", _AUDIT, *map(str, folders)]
+def _audit(folders: Sequence[Path], *, load: bool) -> str | None:
+    """What a fresh process has of a compiler after it used these artifacts, None for nothing.
+
+    load: whether to load every cubin too, which takes a GPU that runs them.
+    """
+    command = [sys.executable, "-c", _AUDIT, "load" if load else "look", *map(str, folders)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode == 0:
         return None
@@ -200,6 +211,10 @@ def _say_artifacts(
     if any_place:
         columns = {
             "kernel": "kernel", "device": "device", "selected": "selected",
-            "variants": "variants", "origin": "from", "why": "why",
+            "variants": "variants", "origin": "from",
         }  # fmt: skip
-        Sheet(columns=columns, rows=selections, title="selection").show(as_json=False)
+        title = "selected, the most specific target that each device accepts"
+        Sheet(columns=columns, rows=selections, title=title).show(as_json=False)
+        for row in selections:
+            if row["selected"] is None:
+                say(row["why"])

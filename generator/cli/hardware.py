@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dsv4_aot.generator.cli.options import (
     templates_option,
 )
 from dsv4_aot.generator.discover import discover
+from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.errors import Dsv4AotError, ToolchainError
 
 if TYPE_CHECKING:
@@ -45,18 +47,14 @@ def validate(
     templates: Path | None,
     as_json: bool,
 ) -> None:
-    """Run every case against its reference on the GPU that is here, and record the result.
+    """Run the cases on this GPU and record the result.
 
-    PATHS are folders of artifacts; without any, the checkout's own builds. The records go by
-    the hash of the cubin, so a cubin that changes is no longer validated.
+    Every case of every variant that runs here is compared with the kernel's reference. PATHS are
+    folders of artifacts; without any, the checkout's own builds. The records go by the hash of
+    the cubin, so a cubin that changes is no longer validated.
     """
-    if not _has_torch():
-        raise ToolchainError(
-            f"validation needs PyTorch, and {sys.executable} has none",
-            tip="install a CUDA build of PyTorch, or run this with a Python that has one",
-        )
+    _require_torch()
     from dsv4_aot.generator.validate import validate as run
-    from dsv4_aot.runtime import Library
 
     folders = pick(discover(templates), names)
     library = Library.open(*(paths or (build_folder(templates),)))
@@ -81,10 +79,12 @@ def validate(
         ctx.exit(1)
 
 
-def _has_torch() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("torch") is not None
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise ToolchainError(
+            f"cases are made of PyTorch tensors, and {sys.executable} has no torch",
+            tip="install a CUDA build of PyTorch, or run this with a Python that has one",
+        )
 
 
 def _name(event: Event) -> str:
@@ -146,9 +146,10 @@ def _describe(report: Report) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Run the checkout's benchmark runner, benchmarks/run.py, with the same ARGUMENTS.
+    """Run the benchmarks on this GPU.
 
-    `dsv4-aot bench --help` lists what it takes.
+    ARGUMENTS go to the checkout's runner, benchmarks/run.py; `dsv4-aot bench --help` lists what
+    it takes.
     """
     root = checkout()
     runner = None if root is None else root / "benchmarks" / "run.py"
@@ -157,5 +158,6 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
             "benchmarks are run from a checkout, and this dsv4-aot is an installed package",
             tip="clone the repository and run `make bench` there",
         )
+    _require_torch()
     code = subprocess.run([sys.executable, str(runner), *arguments], check=False)
     ctx.exit(code.returncode if code.returncode in (0, 1, 2) else 1)

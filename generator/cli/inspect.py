@@ -52,9 +52,10 @@ def inspect(
     cache: Path | None,
     as_json: bool,
 ) -> None:
-    """Arguments, parameter layout, registers, spills, shared memory and occupancy of a variant.
+    """Show everything about one variant.
 
-    KEY reads dequant_gather/sm_90a/block_size=64,...; `dsv4-aot list --variants` has them all.
+    Arguments, parameter layout, registers, spills, shared memory, occupancy, machine code. KEY
+    reads dequant_gather/sm_90a/block_size=64,...; `dsv4-aot list --variants` has them all.
     """
     if show_sass + show_ptx + as_json > 1:
         raise click.UsageError("choose one of --sass, --ptx and --json")
@@ -138,7 +139,7 @@ def _describe(place: Installed, kernel: KernelRecord, entry: Entry) -> None:
         "cubin": f"{entry.file}, {entry.bytes:,} bytes",
         "SHA-256": entry.sha256,
         "build key": entry.build_key,
-        "validated": ", ".join(gpus) or "no",
+        "validated on": plain(gpus),
         "from": place.origin,
     }.items():
         say(f"{name:<20} {value}")

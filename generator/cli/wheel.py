@@ -29,7 +29,10 @@ from dsv4_aot.runtime.target import Target
 )  # fmt: skip
 @json_option
 def wheel(targets: tuple[Target, ...], built: Path | None, dist: Path, as_json: bool) -> None:
-    """Pack one reproducible artifact wheel a target: data alone, no Python."""
+    """Pack reproducible artifact wheels.
+
+    One a target, of data alone: the same build gives the same bytes.
+    """
     root = build_folder() if built is None else built
     for target in targets:
         if not (root / str(target) / FILE_NAME).is_file():

@@ -7,6 +7,7 @@ streams. So a process compiles one source at a time, and builds do it in worker 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -29,6 +30,7 @@ _FIXED = {
     "CUDA_VISIBLE_DEVICES": "",
     "CUTE_DSL_DISABLE_FILE_CACHING": "1",
 }
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _COMPILERS = {"cuda": "nvrtc", "cute": "cute"}
 _one_at_a_time = threading.Lock()
 
@@ -60,7 +62,8 @@ def compile_source(source: Source, target: Target, scratch: Path | None = None) 
     """The cubin of a source, without GPU or driver. Two calls give the same bytes anywhere.
 
     scratch: folder for temporary files, the system's when left out.
-    Raises CompileError with the compiler's log, or ToolchainError.
+    Raises CompileError with the compiler's log, ToolchainError, and OSError when the scratch
+    folder cannot be written.
     """
     with (
         _one_at_a_time,
@@ -81,6 +84,8 @@ def compile_source(source: Source, target: Target, scratch: Path | None = None) 
             except Dsv4AotError:
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+                    raise
                 raise CompileError(
                     f"{source.entry} failed to compile for {target}: "
                     f"{type(error).__name__}: {_without(folder, str(error))}",

@@ -40,13 +40,14 @@ def compile_here(source: Source, target: Target) -> Compiled:
             raise CompileError(
                 f"{source.entry} does not compile for {target}: {_first_error(log)}", log=log
             )
-        cubin = b" " * int(_call(nvrtc.nvrtcGetCUBINSize(program)))
+        # Buffers are bytearrays: NVRTC writes into them, and CPython shares short bytes objects.
+        cubin = bytearray(_call(nvrtc.nvrtcGetCUBINSize(program)))
         _call(nvrtc.nvrtcGetCUBIN(program, cubin))
-        ptx = b" " * int(_call(nvrtc.nvrtcGetPTXSize(program)))
+        ptx = bytearray(_call(nvrtc.nvrtcGetPTXSize(program)))
         _call(nvrtc.nvrtcGetPTX(program, ptx))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Compiled(cubin, log, None, ptx.rstrip(b"\0").decode())
+    return Compiled(bytes(cubin), log, None, ptx.rstrip(b"\0").decode())
 
 
 def _build_options(source: Source, target: Target) -> list[str]:
@@ -75,7 +76,7 @@ def _link_headers(folder: Path) -> None:
 
 
 def _log(program: Any) -> str:
-    buffer = b" " * int(_call(nvrtc.nvrtcGetProgramLogSize(program)))
+    buffer = bytearray(_call(nvrtc.nvrtcGetProgramLogSize(program)))
     _call(nvrtc.nvrtcGetProgramLog(program, buffer))
     return buffer.rstrip(b"\0").decode(errors="replace").strip()
 

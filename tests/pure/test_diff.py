@@ -42,13 +42,15 @@ def test_changes_as_data(sample: Sample) -> None:
     lock = lock_of(sample.manifest)
     first, second, *rest = sorted(lock.entries)
     entry = lock.entries[first]
-    slower = replace(
-        entry, bytes=entry.bytes + 8, resources=replace(entry.resources, registers=99)
-    )
+    slower = replace(entry, bytes=entry.bytes + 8, resources=replace(entry.resources, registers=99))
     after = replace(
         lock,
         toolchain={k: v for k, v in lock.toolchain.items() if k != "nvidia-cuda-cccl"},
-        entries={first: slower, **{key: lock.entries[key] for key in rest}, "scale/sm_90a/new": entry},
+        entries={
+            first: slower,
+            **{key: lock.entries[key] for key in rest},
+            "scale/sm_90a/new": entry,
+        },
     )
     result = diff(lock, after)
     assert [(c.key, c.kind) for c in result.changes] == [

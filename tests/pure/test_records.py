@@ -90,7 +90,7 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_one(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BuildError, match="cannot write .*/file/below: File exists"):
+    with pytest.raises(BuildError, match=r"cannot write .*/file/below: File exists"):
         write_file(tmp_path / "file" / "below", b"")
 
 
