@@ -31,6 +31,7 @@ from dsv4_aot.generator.trial import compare_view
 from dsv4_aot.generator.validate import tuned_choices
 from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.errors import Dsv4AotError
+from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, find
 from dsv4_aot.runtime.schema import Choice, choices_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if PEERS.is_dir():
         sys.path.append(str(PEERS))
     gpu = current_gpu()
-    bench = Bench(Library.open(*options.artifacts), gpu, options.commit or commit())
+    library = Library(find(options.artifacts, entry_points=False))
+    bench = Bench(library, gpu, options.commit or commit())
     folders = discover()
     records: list[Record] = []
     failed = False
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name} {case.name}: not timed: {error}")
                 failed = True
             torch.cuda.empty_cache()
-    _write_results(options.results / f"{gpu.slug}.json", [r for r in records if r.dispatched])
+    write_results(options.results / f"{gpu.slug}.json", [r for r in records if r.dispatched])
     if options.all_choices:
         for name in {record.kernel for record in records}:
             of_kernel = [record for record in records if record.kernel == name]
@@ -182,7 +184,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw the figures into this file")
     options = parser.parse_args(argv)
     if not options.artifacts:
-        named = os.environ.get("DSV4_AOT_ARTIFACTS")
+        named = os.environ.get(FOLDERS_VARIABLE)
         options.artifacts = [] if named else [ROOT / "artifacts" / "build"]
     return options
 
@@ -208,7 +210,7 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def _write_results(path: Path, records: Sequence[Record]) -> None:
+def write_results(path: Path, records: Sequence[Record]) -> None:
     """Replaces the timed cases and keeps the others."""
     timed = {(record.kernel, record.case) for record in records}
     kept = [

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import timing
 import torch
-from cuda.core import Device, Kernel, LaunchConfig, Program, ProgramOptions, Stream, launch
+from cuda.core import (
+    Device,
+    Kernel,
+    LaunchConfig,
+    ObjectCode,
+    Program,
+    ProgramOptions,
+    Stream,
+    launch,
+)
 
 SOURCE = Path(__file__).with_name("stream.cu")
 VECTOR = 16  # bytes of one access
@@ -119,6 +128,11 @@ def _launch(
 
 @functools.cache
 def _kernel(arch: str, config: Config, reads: int, writes: int) -> Kernel:
+    return compiled(arch, config, reads, writes).get_kernel("stream")
+
+
+def compiled(arch: str, config: Config, reads: int, writes: int) -> ObjectCode:
+    """The cubin for ``sm_<arch>`` with so many unrolled loads and stores."""
     defines = {
         "THREADS": config.threads,
         "READS": reads,
@@ -128,7 +142,7 @@ def _kernel(arch: str, config: Config, reads: int, writes: int) -> Kernel:
     options = ProgramOptions(
         arch=f"sm_{arch}", define_macro=[f"{name}={value}" for name, value in defines.items()]
     )
-    return Program(SOURCE.read_text(), "c++", options).compile("cubin").get_kernel("stream")
+    return Program(SOURCE.read_text(), "c++", options).compile("cubin")
 
 
 def _slices(size: int, sets: int) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ import pytest
 
 from dsv4_aot.generator.discover import KernelFolder, discover
 from dsv4_aot.runtime import Library
+from dsv4_aot.runtime.driver import CudaDriver
+from dsv4_aot.runtime.errors import Dsv4AotError
+from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, Installed, find
 
 if TYPE_CHECKING:
     import torch
@@ -45,22 +49,19 @@ class KernelCase:
 @functools.cache
 def why_not() -> str | None:
     """Why no kernel can be run here, or None."""
-    from cuda.bindings import driver
-
-    status, *_ = driver.cuInit(0)
-    count = driver.cuDeviceGetCount()[1] if status == driver.CUresult.CUDA_SUCCESS else 0
-    if not count:
-        return f"there is no CUDA GPU here (cuInit: {status.name})"
-    if not artifact_paths() and not os.environ.get("DSV4_AOT_ARTIFACTS"):
-        return f"nothing is built in {BUILD}, and DSV4_AOT_ARTIFACTS names no other folder"
-    return None
+    try:
+        if not CudaDriver().device_count():
+            return "there is no CUDA GPU here"
+        installed = find_artifacts()
+    except Dsv4AotError as error:
+        return str(error)
+    return None if installed else "no artifacts are built here"
 
 
-def artifact_paths() -> list[Path]:
-    """Folders to open beside those that the environment names."""
-    if os.environ.get("DSV4_AOT_ARTIFACTS"):
-        return []
-    return [BUILD] if any(BUILD.glob("*/manifest.json")) else []
+def find_artifacts() -> list[Installed]:
+    """Those of the environment, else those of this checkout."""
+    named = os.environ.get(FOLDERS_VARIABLE)
+    return find([] if named else [BUILD], entry_points=False)
 
 
 @functools.cache
@@ -84,7 +85,7 @@ def small_cases() -> list[KernelCase]:
 
 
 def open_library() -> Library:
-    return Library.open(*artifact_paths())
+    return Library(find_artifacts())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -132,7 +133,8 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _give_memory_back(request: pytest.FixtureRequest) -> None:
+def _give_memory_back() -> Iterator[None]:
+    yield
     import torch
 
-    request.addfinalizer(torch.cuda.empty_cache)
+    torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ import torch
 from dsv4_aot.generator.discover import discover
 from dsv4_aot.generator.validate import Tried, try_case
 from dsv4_aot.runtime import Library
+from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, find
 
 BUILD = Path(__file__).parents[2] / "artifacts" / "build"
 SMALL_BYTES = 4 << 20
@@ -28,7 +29,8 @@ def main() -> int:
     parser.add_argument("--kernel", action="append", help="this kernel alone; may be repeated")
     parser.add_argument("--bytes", type=int, default=SMALL_BYTES, help="largest case to run")
     options = parser.parse_args()
-    library = Library.open(*([] if os.environ.get("DSV4_AOT_ARTIFACTS") else [BUILD]))
+    named = os.environ.get(FOLDERS_VARIABLE)
+    library = Library(find([] if named else [BUILD], entry_points=False))
     built = {entry.kernel for entry in library.catalog()}
     device = torch.device("cuda", torch.cuda.current_device())
     events: list[Tried] = []
@@ -41,8 +43,8 @@ def main() -> int:
                 events.extend(event for event in tried if isinstance(event, Tried))
     failures = [event for event in events if not event.outcome.passed]
     for event in failures:
-        print(f"{event.key}, {event.outcome.case}: {event.outcome.message}")
-    print(f"{len(events)} launches of {len({event.key for event in events})} entries")
+        sys.stdout.write(f"{event.key}, {event.outcome.case}: {event.outcome.message}\n")
+    sys.stdout.write(f"{len(events)} launches of {len({event.key for event in events})} entries\n")
     return int(bool(failures) or not events)
 
 

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tests.device.conftest import KernelCase
 
 
-def test_every_device_gets_its_own_results(small_case: KernelCase, library: Library) -> None:
+def test_every_device_gets_its_own_results(
+    all_small_cases: list[KernelCase], library: Library
+) -> None:
     """Launched by turns, whatever device is torch's current one."""
     import torch
 
@@ -20,13 +22,13 @@ def test_every_device_gets_its_own_results(small_case: KernelCase, library: Libr
     count = torch.cuda.device_count()
     if count < 2:
         pytest.skip(f"two GPUs are needed, {count} is here")
-    folder = small_case.folder
-    trials = [
-        Trial(folder.spec.arguments, small_case.case, folder.reference(), torch.device(f"cuda:{i}"))
-        for i in range(2)
-    ]
-    for current in (0, 1):
-        with torch.cuda.device(current):
-            for trial in [*trials, *reversed(trials)]:
-                outcome = trial.run(library.op(folder.name))
-                assert outcome.passed, outcome.message
+    for each in all_small_cases:
+        table, reference = each.folder.spec.arguments, each.folder.reference()
+        trials = [
+            Trial(table, each.case, reference, torch.device("cuda", index)) for index in range(2)
+        ]
+        for current in (0, 1):
+            with torch.cuda.device(current):
+                for trial in [*trials, *reversed(trials)]:
+                    outcome = trial.run(library.op(each.name))
+                    assert outcome.passed, f"{each}: {outcome.message}"

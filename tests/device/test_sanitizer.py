@@ -20,6 +20,8 @@ def test_nothing_is_found(tool: str, kernel_names: list[str]) -> None:
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed here")
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
+    if tool == "memcheck":  # bindings probe the driver for calls that it need not have
+        command += ["--report-api-errors", "no"]
     if tool != "initcheck":  # which must see who wrote the inputs
         command += [f"--kernel-name=kernel_substring={name}" for name in kernel_names]
     # Every tensor its own allocation: a neighbour in torch's cache would hide a stray access.

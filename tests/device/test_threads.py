@@ -62,7 +62,8 @@ class Worker:
             for name in names:
                 of_kernel = [each for each in cases if each.name == name]
                 trials.append((name, _trial(of_kernel[seed % len(of_kernel)], device, seed)))
-            self.work.append((torch.cuda.Stream(device), trials))
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self.work.append((stream, trials))
         torch.cuda.synchronize(device)
 
     def run(self) -> None:
