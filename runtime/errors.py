@@ -18,6 +18,14 @@ class Dsv4AotError(Exception):
     def __str__(self) -> str:
         return self.message if self.tip is None else f"{self.message} ({self.tip})"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Worker processes send errors by pickle, which replays positional arguments alone.
+        return _rebuild, (type(self), self.message, self.tip)
+
+
+def _rebuild(kind: type[Dsv4AotError], message: str, tip: str | None) -> Dsv4AotError:
+    return kind(message, tip=tip)
+
 
 # Serve time ---------------------------------------------------------------------------------
 
@@ -81,7 +89,6 @@ class CompileError(BuildError):
         self.log = log
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Worker processes send errors by pickle, which replays positional arguments alone.
         return _rebuild_compile_error, (self.message, self.log, self.tip)
 
 

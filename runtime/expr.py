@@ -216,12 +216,16 @@ _FUNCTIONS: dict[str, Callable[[int, int], int]] = {
     "or": lambda a, b: int(bool(a) or bool(b)),
 }
 
+MAX_DEPTH = 40
+MAX_TERMS = 2000
+"""Limits of one expression, so that no manifest makes a reader run out of stack or memory."""
+
 _PYTHON: dict[str, str] = {
     "add": "({} + {})",
     "sub": "({} - {})",
     "mul": "({} * {})",
     "floordiv": "({} // {})",
-    "cdiv": "-(-{} // {})",
+    "cdiv": "(-(-{} // {}))",
     "mod": "({} % {})",
     "lt": "({} < {})",
     "le": "({} <= {})",
@@ -256,15 +260,22 @@ def evaluate(node: Node, env: Environment) -> int:
 def to_python(node: Node, leaf: Callable[[Node], str]) -> str:
     """Python source of the node. ``leaf`` names every node that is neither Const nor Apply.
 
-    Conditions may come out as Python booleans; they are only ever tested or compared.
+    Conditions come out as Python booleans, which count as 0 and 1.
     """
     if isinstance(node, Const):
         return repr(node.value) if node.value >= 0 else f"({node.value})"
     if isinstance(node, Apply):
-        return "(" + _PYTHON[node.fn].format(
-            to_python(node.left, leaf), to_python(node.right, leaf)
-        ) + ")"
+        text = _PYTHON[node.fn].format(to_python(node.left, leaf), to_python(node.right, leaf))
+        if node.fn in {"and", "or"} and not (
+            _is_condition(node.left) and _is_condition(node.right)
+        ):
+            return f"(not not {text})"  # Python's operators give one of their operands
+        return text
     return leaf(node)
+
+
+def _is_condition(node: Node) -> bool:
+    return isinstance(node, Apply) and node.fn in {"lt", "le", "eq", "ne", "and", "or"}
 
 
 def to_text(node: Node) -> str:
@@ -296,6 +307,9 @@ def problems(node: Node, tensors: dict[str, int | None], scalars: set[str]) -> I
 
     ``tensors`` gives the rank of each tensor argument, None where any rank is allowed.
     """
+    if _is_too_large(node):
+        yield f"an expression is nested over {MAX_DEPTH} deep, or writes over {MAX_TERMS} terms"
+        return
     for part in walk(node):
         if isinstance(part, (Size, Stride)):
             if part.arg not in tensors:
@@ -310,9 +324,26 @@ def problems(node: Node, tensors: dict[str, int | None], scalars: set[str]) -> I
             yield f"{to_text(part)}: there is no tensor argument {part.arg!r}"
         elif isinstance(part, Value) and part.arg not in scalars:
             yield f"{to_text(part)}: there is no scalar argument {part.arg!r}"
-        elif isinstance(part, Apply) and part.fn in ("floordiv", "cdiv", "mod"):
-            if not _surely_positive(part.right):
-                yield f"{to_text(part)}: the divisor may be zero, write max(divisor, 1)"
+        elif (
+            isinstance(part, Apply)
+            and part.fn in {"floordiv", "cdiv", "mod"}
+            and not _surely_positive(part.right)
+        ):
+            yield f"{to_text(part)}: the divisor may be zero, write max(divisor, 1)"
+
+
+def _is_too_large(node: Node) -> bool:
+    """Whether its source would be: min and max write their operands twice."""
+    terms, stack = 0, [(node, 1, 1)]
+    while stack:
+        part, depth, copies = stack.pop()
+        terms += copies
+        if depth > MAX_DEPTH or terms > MAX_TERMS:
+            return True
+        if isinstance(part, Apply):
+            below = copies * 2 if part.fn in {"min", "max"} else copies
+            stack += ((part.left, depth + 1, below), (part.right, depth + 1, below))
+    return False
 
 
 def _surely_positive(node: Node) -> bool:

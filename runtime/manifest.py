@@ -145,7 +145,7 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
         yield "two arguments have one name"
     for arg in kernel.arguments:
         yield from _argument_problems(arg)
-    for node in _nodes(kernel):
+    for node in dict.fromkeys(_nodes(kernel)):  # entries share most of theirs
         yield from expr.problems(node, tensors, scalars)
     axes = {axis.name: {_typed(value.choice) for value in axis.values} for axis in kernel.axes}
     bound = {axis.name for axis in kernel.axes if axis.bind is not None}
@@ -162,7 +162,10 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
             yield f"a rule's where names {sorted(rule.where)}, the bound axes are {sorted(bound)}"
         if set(rule.choose) != set(axes) - bound:
             yield f"a rule chooses {sorted(rule.choose)}, the tuned axes are {sorted(set(axes) - bound)}"
-    for choices in (*kernel.domain, *(rule.where for rule in kernel.rules)):
+    limits: list[dict[str, tuple[Choice, ...]]] = [*kernel.domain]
+    for rule in kernel.rules:
+        limits += [rule.where, {name: (choice,) for name, choice in rule.choose.items()}]
+    for choices in limits:
         for name, allowed in choices.items():
             if not {_typed(choice) for choice in allowed} <= axes.get(name, set()):
                 yield f"{name}={list(allowed)} is not among the values of its axis"

@@ -1,0 +1,268 @@
+"""Code generation: a kernel's argument table becomes one straight-line Python function.
+
+Two functions come from one list of conditions. ``call`` asks them all at once and launches;
+``trace`` asks one at a time and says which one failed. Both are compiled from the manifest's
+typed nodes; :mod:`dsv4_aot.runtime.scope` says what may stand in their source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsv4_aot.runtime.conditions import (
+    Condition,
+    axis_binding,
+    scalar_conditions,
+    tensor_conditions,
+)
+from dsv4_aot.runtime.schema import Axis, Choice, KernelRecord, Rule, TensorArg
+from dsv4_aot.runtime.scope import Scope
+from dsv4_aot.runtime.wording import Wording, Words
+
+
+@dataclass
+class Binding:
+    """The generated functions of one kernel record, before they are given a place to launch.
+
+    passes: local names that the launch function of an entry takes after the stream.
+    bound, tuned: the axes in the order of the table's key, which starts with the device.
+    """
+
+    record: KernelRecord
+    source: str
+    passes: tuple[str, ...]
+    bound: tuple[Axis, ...]
+    tuned: tuple[Axis, ...]
+    words: tuple[Wording, ...]
+    constants: dict[str, Any] = field(repr=False)
+
+    def link(self, **services: Any) -> tuple[Callable[..., None], Callable[..., Any]]:
+        """``(call, trace)``, given what the source names: ``_table``, ``_refuse`` and others."""
+        namespace: dict[str, Any] = {**self.constants, **services}
+        exec(compile(self.source, f"<{self.record.name}>", "exec"), namespace)  # noqa: S102
+        call, trace = namespace[self.record.name], namespace["_trace"]
+        call.__source__ = self.source
+        return call, trace
+
+
+def bind(record: KernelRecord, forced: Mapping[str, Choice]) -> Binding:
+    """Generates a record's functions. ``forced`` overrides what the rules choose on tuned axes."""
+    return _Writer(record, forced).write()
+
+
+class _Writer:
+    def __init__(self, record: KernelRecord, forced: Mapping[str, Choice]) -> None:
+        self.record = record
+        self.forced = forced
+        self.arguments = record.arguments
+        self.scope = Scope(record)
+        self.bound = tuple(axis for axis in record.axes if axis.bind is not None)
+        self.tuned = tuple(axis for axis in record.axes if axis.bind is None)
+        self.words = words = Words(record)
+        # Numbers come first, so that no condition of a tensor computes with what is none.
+        order = sorted(enumerate(self.arguments), key=lambda pair: isinstance(pair[1], TensorArg))
+        self.conditions: dict[int, list[Condition]] = {
+            index: list(
+                tensor_conditions(self.scope, words, index, arg)
+                if isinstance(arg, TensorArg)
+                else scalar_conditions(self.scope, words, arg)
+            )
+            for index, arg in order
+        }
+        self.checks = [
+            Condition(self.scope.python(check.require), words.check(check))
+            for check in record.checks
+        ]
+        self.binds = [axis_binding(self.scope, words, *pair) for pair in enumerate(self.bound)]
+        self.unserved = words.unserved(self.bound)
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def reads(self, index: int, arg: TensorArg) -> list[str]:
+        """Statements that read a tensor into locals; each fails where the rank is wrong."""
+        name, lines = arg.name, []
+        for letter, read in (("n", "shape"), ("t", "stride()")):
+            used = sorted(x for x in self.scope.leaves if x.startswith(f"_{letter}{index}_"))
+            if arg.leading:
+                if letter == "n" or used:
+                    lines.append(f"_{letter}{index} = {name}.{read}")
+                lines += [f"{x} = _{letter}{index}[-{x.rpartition('m')[2]}]" for x in used]
+            elif letter == "n" or used:
+                targets = "".join(f"_{letter}{index}_{d}, " for d in range(len(arg.shape)))
+                lines.append(f"{targets.rstrip() or '()'} = {name}.{read}")
+        lines.append(f"_p{index} = {name}.data_ptr()")
+        if f"_e{index}" in self.scope.leaves:
+            sizes = [f"_n{index}_{d}" for d in range(len(arg.shape))]
+            count = f"{name}.numel()" if arg.leading else " * ".join(sizes) or "1"
+            lines.append(f"_e{index} = {count}")
+        return lines
+
+    def reading(self, *, ask: bool) -> Iterator[str]:
+        """Reads every tensor; ``ask`` puts its early conditions before."""
+        yield f"_dev = {self._device()}"
+        if "_sms" in self.scope.leaves:
+            yield "_sms = _multiprocessors[_dev]"
+        for index, arg in enumerate(self.arguments):
+            if not isinstance(arg, TensorArg):
+                continue
+            early = [c for c in self.conditions[index] if c.early and ask]
+            lines = [*self.asking(early)]
+            lines += self.reads(index, arg)
+            if arg.optional:
+                names = [f"_p{index}", *sorted(x for x in self.scope.leaves if _belongs(x, index))]
+                yield f"if {arg.name} is None:"
+                yield f"    {' = '.join(names)} = 0"
+                yield "else:"
+                yield from (f"    {line}" for line in lines)
+            else:
+                yield from lines
+            if f"_h{index}" in self.scope.leaves:
+                yield f"_h{index} = {arg.name} is not None"
+
+    def _device(self) -> str:
+        if self.scope.anchor is not None:
+            return f"{self.scope.anchor}.get_device()"
+        optional = [arg.name for arg in self.arguments if isinstance(arg, TensorArg)]
+        text = "_current_device()"
+        for name in reversed(optional):
+            text = f"{name}.get_device() if {name} is not None else {text}"
+        return text
+
+    @staticmethod
+    def asking(conditions: Iterable[Condition]) -> Iterator[str]:
+        for condition in conditions:
+            yield f"if not ({condition.test}):"
+            yield f"    return {condition.words.number}, _locals()"
+
+    # Dispatch -------------------------------------------------------------------------------------
+
+    def dispatch(self, otherwise: str) -> Iterator[str]:
+        """Chooses the tuned axes by the first rule that fits."""
+        free = [axis for axis in self.tuned if axis.name not in self.forced]
+        for index, axis in enumerate(self.tuned):
+            if axis.name in self.forced:
+                yield f"_c{index} = {self.scope.constant(self.forced[axis.name])}"
+        if not free:
+            return
+        branch = "if"
+        for rule in self.record.rules:
+            body = [
+                f"    _c{index} = {self.scope.constant(rule.choose[axis.name])}"
+                for index, axis in enumerate(self.tuned)
+                if axis in free
+            ]
+            test = self._fits(rule)
+            if test is None and branch == "if":
+                yield from (line[4:] for line in body)
+                return
+            yield f"{branch} {test}:" if test else "else:"
+            yield from body
+            if test is None:
+                return
+            branch = "elif"
+        yield "else:" if branch == "elif" else "if True:"
+        yield f"    {otherwise}"
+
+    def _fits(self, rule: Rule) -> str | None:
+        """Source of a rule's condition; None when it always fits."""
+        tests = []
+        for index, axis in enumerate(self.bound):
+            if axis.name not in rule.where:
+                continue
+            allowed = rule.where[axis.name]
+            values = [self.scope.constant(v.when) for v in axis.values if v.choice in allowed]
+            tests.append(
+                f"_b{index} == {values[0]}"
+                if len(values) == 1
+                else f"_b{index} in ({', '.join(values)})"
+            )
+        if rule.when is not None:
+            tests.append(self.scope.python(rule.when))
+        return " and ".join(tests) or None
+
+    # Writing --------------------------------------------------------------------------------------
+
+    def write(self) -> Binding:
+        source = "\n".join([*self.call(), "", "", *self.trace(), ""])
+        return Binding(
+            self.record, source, self.scope.passes, self.bound, self.tuned, tuple(self.words.all),
+            self.scope.constants,
+        )  # fmt: skip
+
+    def call(self) -> Iterator[str]:
+        signature = ", ".join([*self._parameters(), "*", "stream=None"])
+        given = "".join(f"{arg.name}, " for arg in self.arguments)
+        refuse = f"return _refuse(({given}), stream)"
+        yield f"def {self.record.name}({signature}):"
+        yield "    try:"
+        yield from (f"        {line}" for line in self.reading(ask=False))
+        yield from (f"        {line}" for line, _ in self.binds)
+        yield "    except _Exception:"
+        yield f"        {refuse}"
+        yield "    if not ("
+        yield f"        {self._all()}"
+        yield "    ):"
+        yield f"        {refuse}"
+        yield from (f"    {line}" for line in self.dispatch(refuse))
+        yield "    try:"
+        yield f"        _launch = _table[{self._key()}]"
+        yield "    except _KeyError:"
+        yield f"        {refuse}"
+        yield "    stream = _current(_dev) if stream is None else _handle(stream, _dev)"
+        yield f"    _launch({', '.join(('stream', *self.scope.passes))})"
+
+    def trace(self) -> Iterator[str]:
+        yield f"def _trace({', '.join(arg.name for arg in self.arguments)}):"
+        yield from (f"    {line}" for line in self.reading(ask=True))
+        late = [
+            Condition(f"{self._unless(index)}{condition.test}", condition.words)
+            for index, group in self.conditions.items()
+            for condition in group
+            if not condition.early
+        ]
+        yield from (f"    {line}" for line in self.asking([*late, *self.checks]))
+        for statement, condition in self.binds:
+            yield f"    {statement}"
+            yield from (f"    {line}" for line in self.asking([condition]))
+        unserved = f"return {self.unserved.number}, _locals()"
+        yield from (f"    {line}" for line in self.dispatch(unserved))
+        yield f"    _key = ({self._key()})"
+        yield "    return None, _locals()"
+
+    def _key(self) -> str:
+        """What an entry is found by: the device, then the bound values and tuned choices."""
+        bound = [f"_b{index}" for index in range(len(self.bound))]
+        tuned = [f"_c{index}" for index in range(len(self.tuned))]
+        return ", ".join(["_dev", *bound, *tuned, ""]).rstrip()
+
+    def _unless(self, index: int) -> str:
+        optional = self.scope.is_optional(index)
+        return f"{self.arguments[index].name} is None or " if optional else ""
+
+    def _parameters(self) -> Iterator[str]:
+        """The signature. Once a default was given, Python wants one for everything after it."""
+        for arg in self.arguments:
+            if isinstance(arg, TensorArg):
+                yield f"{arg.name}=None" if arg.optional else f"{arg.name}=_MISSING"
+            elif arg.default is None:
+                yield f"{arg.name}=_MISSING"
+            else:
+                yield f"{arg.name}={self.scope.constant(arg.default)}"
+
+    def _all(self) -> str:
+        """Every condition in one expression, which ends at the first that fails."""
+        lines = []
+        for index, group in self.conditions.items():
+            asked = " and ".join(condition.test for condition in group if not condition.implied)
+            if asked:
+                unless = self._unless(index)
+                lines.append(f"({unless}({asked}))" if unless else asked)
+        lines += [check.test for check in self.checks]
+        return "\n        and ".join(lines) or "True"
+
+
+def _belongs(name: str, index: int) -> bool:
+    """Whether a local was read from the tensor of this index."""
+    return name.startswith((f"_n{index}_", f"_t{index}_")) or name == f"_e{index}"
