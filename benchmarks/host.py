@@ -61,8 +61,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def smallest_call(kernel: str) -> dict[str, Any]:
-    """Arguments of the kernel's smallest case, zeroed so that it has next to nothing to do."""
-    cases = discover()[kernel].cases()
+    """Arguments of the kernel's smallest benchmark case, zeroed to leave it little to do."""
+    cases = [case for case in discover()[kernel].cases() if case.bench]
     case = min(cases, key=lambda case: (case.read + case.write, case.name))
     arguments = case.make(torch.device("cuda", 0), 0)
     for value in arguments.values():
@@ -125,9 +125,11 @@ def floor(library: Library, kernel: str, arguments: Mapping[str, Any]) -> Call:
     handle = library.loader.function(function.place, kernel, entry, decision.device, None)
     layout = Layout(entry.launch, entry.params)
     packet = layout.packet(driver)
-    layout.packing.pack_into(packet[0], 0, *packed)
+    layout.pack_into(packet[0], 0, *packed)
+    # Grid, block and shared bytes stand in the packet as the driver reads them.
+    geometry = ctypes.cast(packet[1].getPtr(), ctypes.POINTER(ctypes.c_uint * 7)).contents
     stream = cuda.CUstream(torch.cuda.current_stream().cuda_stream)
-    call = functools.partial(cuda.cuLaunchKernel, handle, *packed[:7], stream, packet[2], 0)
+    call = functools.partial(cuda.cuLaunchKernel, handle, *geometry, stream, packet[2], 0)
     _KEPT.append(packet)  # the parameters must outlive the calls
     return call
 

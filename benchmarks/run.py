@@ -1,6 +1,6 @@
 """Times every kernel's benchmark cases beside the streaming limit and beside its peers.
 
-    python benchmarks/run.py [--kernel NAME] [--case TEXT] [--all-choices] [--plot FILE]
+    python benchmarks/run.py [--kernel NAME] [--case TEXT] [--all-choices] [--json] [--plot FILE]
 
 Writes ``benchmarks/results/<gpu>.json``, and with ``--all-choices``, which times every built
 entry instead of the dispatched one alone, ``artifacts/tuning/<gpu>/<kernel>.json``.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import stream
 import timing
 import torch
@@ -31,7 +32,7 @@ from dsv4_aot.generator.trial import compare_view
 from dsv4_aot.generator.validate import tuned_choices
 from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.errors import Dsv4AotError
-from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, find
+from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, Installed, find
 from dsv4_aot.runtime.schema import Choice, choices_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,7 @@ PEERS = ROOT / ".peers"
 class Record:
     """One timed case. us: a launch. bytes, flops: the least it needs. efficiency: of the stream.
 
+    plain_us: the same cubin launched without programmatic serialization, as stream and peers are.
     dispatched: whether a plain call runs this entry. peer_us: other implementations, same inputs.
     """
 
@@ -50,6 +52,7 @@ class Record:
     choices: Mapping[str, Choice]
     dispatched: bool
     us: float
+    plain_us: float
     bytes: int
     flops: int
     gbps: float
@@ -67,6 +70,7 @@ class Bench:
 
     def __init__(self, library: Library, gpu: Gpu, commit: str) -> None:
         self.library = library
+        self.serialized = Library([_serialized(place) for place in library.installed])
         self.gpu = gpu
         self.commit = commit
         self.limit = functools.cache(stream.limit)
@@ -82,16 +86,21 @@ class Bench:
         stream_us, _ = self.limit(case.read, case.write)
         for entry in [dispatched, *(others if every else ())]:
             first = entry is dispatched
-            kernel = plain
-            if not first:
-                kernel = self.library.op(folder.name, choices=tuned_choices(folder, entry))
-            us = timing.graph_time([functools.partial(kernel, **each) for each in sets], least)
+            choices = tuned_choices(folder, entry)
+            us, plain_us = (
+                timing.graph_time([functools.partial(kernel, **each) for each in sets], least)
+                for kernel in (
+                    plain if first else self.library.op(folder.name, choices=choices),
+                    self.serialized.op(folder.name, choices=choices),
+                )
+            )
             yield Record(
                 kernel=folder.name,
                 case=case.name,
                 choices=entry.choices,
                 dispatched=first,
                 us=round(us, 3),
+                plain_us=round(plain_us, 3),
                 bytes=case.read + case.write,
                 flops=case.flops,
                 gbps=round((case.read + case.write) / us / 1e3, 1),
@@ -129,11 +138,28 @@ class Bench:
                 if sets[0].get(each) is not None
             ]
             if any(problems):
-                print(f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}")
+                note = f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}"
+                print(note, file=sys.stderr)
                 continue
             us = timing.graph_time([functools.partial(peer, **each) for each in sets], least)
             times[name] = round(us, 3)
         return times
+
+
+def _serialized(place: Installed) -> Installed:
+    """The same cubins, every launch waiting for the one before it."""
+    replace = msgspec.structs.replace
+    kernels = tuple(
+        replace(
+            record,
+            entries=tuple(
+                replace(entry, launch=replace(entry.launch, programmatic=False))
+                for entry in record.entries
+            ),
+        )
+        for record in place.manifest.kernels
+    )
+    return dataclasses.replace(place, manifest=replace(place.manifest, kernels=kernels))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = discover()
     records: list[Record] = []
     failed = False
-    print(f"{gpu.name}, driver {gpu.driver}\n{_HEADER}")
+    say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    say(f"{gpu.name}, driver {gpu.driver}\n{_HEADER}")
     for name in options.kernel or folders:
         for case in folders[name].cases():
             if not case.bench or not any(text in case.name for text in options.case or [""]):
@@ -155,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 for record in bench.case(folders[name], case, every=options.all_choices):
                     records.append(record)
-                    print(line(record), flush=True)
+                    say(line(record))
             except (Dsv4AotError, torch.OutOfMemoryError) as error:
-                print(f"{name} {case.name}: not timed: {error}")
+                say(f"{name} {case.name}: not timed: {error}")
                 failed = True
             torch.cuda.empty_cache()
     write_results(options.results / f"{gpu.slug}.json", [r for r in records if r.dispatched])
@@ -169,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import plot
 
         plot.draw(records, options.plot)
+    if options.json:
+        sys.stdout.write(_json([], records).decode())
     return int(failed)
 
 
@@ -181,6 +210,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--tuning", type=Path, default=ROOT / "artifacts" / "tuning")
     parser.add_argument("--commit", help="what to record where the checkout has no git history")
+    parser.add_argument("--json", action="store_true", help="print the records, not a table")
     parser.add_argument("--plot", type=Path, help="draw the figures into this file")
     options = parser.parse_args(argv)
     if not options.artifacts:
@@ -189,15 +219,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-_HEADER = (
-    f"{'kernel':16} {'case':30} {'us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}  choices, peers"
-)
+_HEADER = f"{'kernel':16} {'case':30} {'us':>9} {'plain us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}  choices, peers"
 
 
 def line(record: Record) -> str:
     peers = "".join(f"; {name} {us:.2f} us" for name, us in record.peer_us.items())
     return (
-        f"{record.kernel:16} {record.case:30} {record.us:9.2f} {record.gbps:7.0f} "
+        f"{record.kernel:16} {record.case:30} {record.us:9.2f} "
+        f"{record.plain_us:9.2f} {record.gbps:7.0f} "
         f"{record.stream_us:9.2f} {record.efficiency:6.1%} "
         f"{'*' if record.dispatched else ' '}{choices_text(dict(record.choices))}{peers}"
     )

@@ -25,7 +25,7 @@ from dsv4_aot.runtime.errors import SpecError
 from dsv4_aot.runtime.manifest import kernel_problems
 from dsv4_aot.runtime.schema import Entry, KernelRecord
 
-ROOT = Path(templates.__file__).parent
+ROOT = Path(templates.__file__).resolve().parent
 """The project's own templates."""
 SPEC_FILE = "kernel.py"
 RESERVED_ARGUMENTS = frozenset({"stream", "choices", "self"})
@@ -106,7 +106,7 @@ def _is_kernel(path: Path) -> bool:
 def _package(root: Path) -> str:
     """The package whose modules lie under ``root``, fresh unless they are the project's own."""
     importlib.invalidate_caches()
-    if root == ROOT.resolve():
+    if root == ROOT:
         return _PACKAGE
     name = f"dsv4_aot_templates_{hashlib.sha256(bytes(root)).hexdigest()[:16]}"
     for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:

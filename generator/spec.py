@@ -39,8 +39,10 @@ def tensor(
     ``align`` counts bytes; ``strides`` left out are all free.
     """
     dims = tuple(None if dim is None else lift(dim) for dim in shape)
-    steps = (None,) * len(dims) if strides is None else tuple(
-        None if step is None else lift(step) for step in strides
+    steps = (
+        (None,) * len(dims)
+        if strides is None
+        else tuple(None if step is None else lift(step) for step in strides)
     )
     dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
     return schema.TensorArg(
@@ -55,7 +57,7 @@ def scalar(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    default: bool | int | float | None = None,
+    default: bool | float | None = None,
     doc: str = "",
 ) -> schema.ScalarArg:
     """A number argument; bounds are inclusive, and without a default it is required."""
@@ -99,7 +101,10 @@ def dtype_of(arg: str) -> schema.DtypeOf:
 
 
 def rule(
-    *, when: Node | None = None, where: Mapping[str, Sequence[Choice]] | None = None, **choose: Choice
+    *,
+    when: Node | None = None,
+    where: Mapping[str, Sequence[Choice]] | None = None,
+    **choose: Choice,
 ) -> schema.Rule:
     """For calls with bound choices in ``where`` that meet ``when``, choose these tuned values."""
     return schema.Rule(
@@ -159,8 +164,9 @@ def launch(
 
 @dataclass(frozen=True)
 class CuteSource:
-    """A CuTe DSL kernel. ``<module>.<function>(choices)`` gives ``(host_function, fake_arguments)``.
+    """A CuTe DSL kernel.
 
+    ``<module>.<function>(choices)`` gives ``(host_function, fake_arguments)``.
     module: file in the kernel's folder. entry: symbol of the kernel in the cubin.
     """
 
@@ -190,7 +196,10 @@ SourceSpec = Union[CuteSource, CudaSource]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A value passes within ``absolute + relative * |expected|``; NaN and infinities must coincide."""
+    """A value passes within ``absolute + relative * |expected|``.
+
+    NaN and infinities must coincide.
+    """
 
     absolute: float
     relative: float
@@ -263,7 +272,7 @@ class KernelSpec:
     def products(self) -> tuple[dict[str, tuple[Choice, ...]], ...]:
         """The domain as the manifest writes it."""
         if self.domain is None:
-            return ({axis.name: tuple(v.choice for v in axis.values) for axis in self.bound_axes()},)
+            return (
+                {axis.name: tuple(v.choice for v in axis.values) for axis in self.bound_axes()},
+            )
         return tuple({name: tuple(values) for name, values in p.items()} for p in self.domain)
-
-

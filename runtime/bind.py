@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.conditions import (
     Condition,
     axis_binding,
@@ -27,14 +28,13 @@ class Binding:
     """The generated functions of one kernel record, before they are given a place to launch.
 
     passes: local names that the launch function of an entry takes after the stream.
-    bound, tuned: the axes in the order of the table's key, which starts with the device.
+    bound: the axes whose values stand in the table's key, between the device and the rule.
     """
 
     record: KernelRecord
     source: str
     passes: tuple[str, ...]
     bound: tuple[Axis, ...]
-    tuned: tuple[Axis, ...]
     words: tuple[Wording, ...]
     constants: dict[str, Any] = field(repr=False)
 
@@ -55,11 +55,11 @@ def bind(record: KernelRecord, forced: Mapping[str, Choice]) -> Binding:
 class _Writer:
     def __init__(self, record: KernelRecord, forced: Mapping[str, Choice]) -> None:
         self.record = record
-        self.forced = forced
         self.arguments = record.arguments
         self.scope = Scope(record)
         self.bound = tuple(axis for axis in record.axes if axis.bind is not None)
-        self.tuned = tuple(axis for axis in record.axes if axis.bind is None)
+        # Where no axis is left to choose, no rule is asked.
+        self.ruled = any(axis.bind is None and axis.name not in forced for axis in record.axes)
         self.words = words = Words(record)
         # Numbers come first, so that no condition of a tensor computes with what is none.
         order = sorted(enumerate(self.arguments), key=lambda pair: isinstance(pair[1], TensorArg))
@@ -139,55 +139,46 @@ class _Writer:
     # Dispatch -------------------------------------------------------------------------------------
 
     def dispatch(self, otherwise: str) -> Iterator[str]:
-        """Chooses the tuned axes by the first rule that fits."""
-        free = [axis for axis in self.tuned if axis.name not in self.forced]
-        for index, axis in enumerate(self.tuned):
-            if axis.name in self.forced:
-                yield f"_c{index} = {self.scope.constant(self.forced[axis.name])}"
-        if not free:
+        """Finds the first rule that fits, by its number; it chooses the tuned axes."""
+        if not self.ruled:
             return
+        whens = [rule.when for rule in self.record.rules if rule.when is not None]
+        lines, texts = expr.to_statements(whens, self.scope.leaf)
+        yield from lines
+        when = dict(zip(whens, texts, strict=True))
         branch = "if"
-        for rule in self.record.rules:
-            body = [
-                f"    _c{index} = {self.scope.constant(rule.choose[axis.name])}"
-                for index, axis in enumerate(self.tuned)
-                if axis in free
-            ]
-            test = self._fits(rule)
-            if test is None and branch == "if":
-                yield from (line[4:] for line in body)
+        for number, rule in enumerate(self.record.rules):
+            tests = self._where(rule)
+            if rule.when is not None:
+                tests.append(when[rule.when])
+            if not tests:
+                yield f"_rule = {number}" if branch == "if" else "else:"
+                if branch == "elif":
+                    yield f"    _rule = {number}"
                 return
-            yield f"{branch} {test}:" if test else "else:"
-            yield from body
-            if test is None:
-                return
+            yield f"{branch} {' and '.join(tests)}:"
+            yield f"    _rule = {number}"
             branch = "elif"
         yield "else:" if branch == "elif" else "if True:"
         yield f"    {otherwise}"
 
-    def _fits(self, rule: Rule) -> str | None:
-        """Source of a rule's condition; None when it always fits."""
+    def _where(self, rule: Rule) -> list[str]:
+        """Source of what a rule asks of the bound axes."""
         tests = []
         for index, axis in enumerate(self.bound):
-            if axis.name not in rule.where:
-                continue
-            allowed = rule.where[axis.name]
-            values = [self.scope.constant(v.when) for v in axis.values if v.choice in allowed]
-            tests.append(
-                f"_b{index} == {values[0]}"
-                if len(values) == 1
-                else f"_b{index} in ({', '.join(values)})"
-            )
-        if rule.when is not None:
-            tests.append(self.scope.python(rule.when))
-        return " and ".join(tests) or None
+            if axis.name in rule.where:
+                allowed = rule.where[axis.name]
+                values = [self.scope.constant(v.when) for v in axis.values if v.choice in allowed]
+                only = f"== {values[0]}" if len(values) == 1 else f"in ({', '.join(values)})"
+                tests.append(f"_b{index} {only}")
+        return tests
 
     # Writing --------------------------------------------------------------------------------------
 
     def write(self) -> Binding:
         source = "\n".join([*self.call(), "", "", *self.trace(), ""])
         return Binding(
-            self.record, source, self.scope.passes, self.bound, self.tuned, tuple(self.words.all),
+            self.record, source, self.scope.passes, self.bound, tuple(self.words.all),
             self.scope.constants,
         )  # fmt: skip
 
@@ -232,10 +223,9 @@ class _Writer:
         yield "    return None, _locals()"
 
     def _key(self) -> str:
-        """What an entry is found by: the device, then the bound values and tuned choices."""
+        """What an entry is found by: the device, the bound values, and the rule that fits."""
         bound = [f"_b{index}" for index in range(len(self.bound))]
-        tuned = [f"_c{index}" for index in range(len(self.tuned))]
-        return ", ".join(["_dev", *bound, *tuned, ""]).rstrip()
+        return ", ".join(["_dev", *bound, "_rule" if self.ruled else "0", ""]).rstrip()
 
     def _unless(self, index: int) -> str:
         optional = self.scope.is_optional(index)

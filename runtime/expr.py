@@ -7,7 +7,8 @@ condition is 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, Union
 
 import msgspec
@@ -257,21 +258,57 @@ def evaluate(node: Node, env: Environment) -> int:
     return env.multiprocessors()
 
 
-def to_python(node: Node, leaf: Callable[[Node], str]) -> str:
+def to_python(
+    node: Node, leaf: Callable[[Node], str], known: Mapping[Node, str] | None = None
+) -> str:
     """Python source of the node. ``leaf`` names every node that is neither Const nor Apply.
 
-    Conditions come out as Python booleans, which count as 0 and 1.
+    ``known`` has names for parts that were computed before. Conditions come out as Python
+    booleans, which count as 0 and 1.
     """
+    if known and node in known:
+        return known[node]
     if isinstance(node, Const):
         return repr(node.value) if node.value >= 0 else f"({node.value})"
     if isinstance(node, Apply):
-        text = _PYTHON[node.fn].format(to_python(node.left, leaf), to_python(node.right, leaf))
+        left, right = to_python(node.left, leaf, known), to_python(node.right, leaf, known)
+        text = _PYTHON[node.fn].format(left, right)
         if node.fn in {"and", "or"} and not (
             _is_condition(node.left) and _is_condition(node.right)
         ):
             return f"(not not {text})"  # Python's operators give one of their operands
         return text
     return leaf(node)
+
+
+def to_statements(
+    nodes: Sequence[Node], leaf: Callable[[Node], str]
+) -> tuple[list[str], list[str]]:
+    """Assignments of what the nodes use more than once, and then the source of each node."""
+    uses: Counter[Node] = Counter(nodes)
+    order: dict[Node, None] = {}
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Apply) and node not in order:
+            order[node] = None
+            times = 2 if node.fn in {"min", "max"} else 1  # which write their operands twice
+            for part in (node.left, node.right):
+                uses[part] += times
+                pending.append(part)
+    known: dict[Node, str] = {}
+    lines = []
+    for node in sorted(order, key=_depth):
+        if uses[node] > 1:
+            name = f"_x{len(known)}"
+            lines.append(f"{name} = {to_python(node, leaf, known)}")
+            known[node] = name
+    return lines, [to_python(node, leaf, known) for node in nodes]
+
+
+def _depth(node: Node) -> int:
+    """Parts are less deep than what they are part of."""
+    return 1 + max(_depth(node.left), _depth(node.right)) if isinstance(node, Apply) else 0
 
 
 def _is_condition(node: Node) -> bool:

@@ -18,8 +18,8 @@ from dsv4_aot.runtime.abi import PARAM_RANGE
 from dsv4_aot.runtime.driver import WRONG_CONTEXT, Device, Driver
 from dsv4_aot.runtime.errors import ArgumentError, DriverError
 from dsv4_aot.runtime.expr import Node
-from dsv4_aot.runtime.packet import STREAM_OFFSET, Layout, Packet
-from dsv4_aot.runtime.schema import Entry, KernelRecord, Pointer
+from dsv4_aot.runtime.packet import Layout, Packet
+from dsv4_aot.runtime.schema import Entry, KernelRecord, Number, Pointer
 from dsv4_aot.runtime.scope import index_of, local
 
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
@@ -32,6 +32,7 @@ class Launcher:
     launch: ``launch(stream, *passed)`` checks the grid, packs and launches; a grid with a zero in
         it launches nothing.
     pack: ``pack(*passed)`` gives what goes into a packet, or None for an empty launch.
+    fixed: ``fixed(packed)`` gives ``launch(stream)`` for values that never change.
     """
 
     entry: Entry
@@ -61,7 +62,6 @@ def link(
         if status in WRONG_CONTEXT:
             status = driver.launch_on(device.index, packet[1], function, packet[2])
             if status == 0:
-                pool.append(packet)
                 return
         raise DriverError(
             f"launching {record.name} on {device} failed: {driver.explain(status)}",
@@ -70,18 +70,17 @@ def link(
 
     namespace: dict[str, Any] = {
         "_pop": pool.pop, "_push": pool.append, "_packet": functools.partial(layout.packet, driver),
-        "_pack_into": layout.packing.pack_into, "_pack": layout.packing.pack,
+        "_pack_into": layout.pack_into, "_pack": layout.pack,
+        "_write_stream": layout.write_stream, "_STREAM": layout.stream_offset,
         "_enqueue": driver.launch, "_FUNCTION": function, "_failed": failed,
         "_outside": explain.outside, "_unfit": explain.unfit, "_IndexError": IndexError,
         "_unpackable": (struct.error, OverflowError), "_sms": device.multiprocessors,
-        "_BX": layout.constants[0], "_BY": layout.constants[1], "_BZ": layout.constants[2],
-        "_SHARED": layout.constants[3], "_ATTRIBUTES": layout.attributes[0],
-        "_COUNT": layout.attributes[1], "_layout": layout,
+        "_layout": layout,  # which owns the attributes
     }  # fmt: skip
     exec(_compiled(_source(record, entry, passes)), namespace)  # noqa: S102
 
     def fixed(packed: tuple[Any, ...] | None) -> Callable[[int], None]:
-        """``launch(stream)`` for values that never change; every packet is filled once."""
+        """Every packet is filled once; a call writes nothing but another stream."""
         return _fixed(packed, layout, driver, function, failed)
 
     return Launcher(entry, device, namespace["_launch"], namespace["_pack_values"], fixed)
@@ -97,23 +96,23 @@ def _fixed(
 ) -> Callable[[int], None]:  # fmt: skip
     if packed is None:
         return _nothing
-    pool: list[tuple[Packet, int]] = []
+    pool: list[Packet] = []
     pop, push, enqueue = pool.pop, pool.append, driver.launch
-    write_stream = struct.Struct("=Q").pack_into
+    write_stream, offset = layout.write_stream, layout.stream_offset
 
     def launch(stream: int) -> None:
         try:
-            packet, last = pop()
+            packet = pop()
         except IndexError:
-            packet, last = layout.packet(driver), 0
-            layout.packing.pack_into(packet[0], 0, *packed)
-        if last != stream:
-            write_stream(packet[0], STREAM_OFFSET, stream)
+            packet = layout.packet(driver)
+            layout.pack_into(packet[0], 0, *packed)
+        if packet[3] != stream:
+            write_stream(packet[0], offset, stream)
+            packet[3] = stream
         status = enqueue(packet[1], function, packet[2], 0)[0]
         if status:
             failed(status, packet)
-        else:
-            push((packet, stream))
+        push(packet)
 
     return launch
 
@@ -122,18 +121,20 @@ def _source(record: KernelRecord, entry: Entry, passes: Sequence[str]) -> str:
     def leaf(node: Node) -> str:
         return local(record.arguments, node)
 
-    grid, tests, lines = [], [], []
-    cluster = entry.launch.cluster
+    numbers = [p.source.node for p in entry.params if isinstance(p.source, Number)]
+    lines, texts = expr.to_statements([*entry.launch.grid, *numbers], leaf)
+    grid, number = texts[:3], iter(texts[3:])
+    tests = []
     for axis, (node, limit) in enumerate(zip(entry.launch.grid, GRID_LIMITS, strict=True)):
-        text = expr.to_python(node, leaf)
-        if isinstance(node, expr.Const) and 0 < node.value <= limit and cluster[axis] == 1:
-            grid.append(text)
+        cluster = entry.launch.cluster[axis]
+        if isinstance(node, expr.Const) and 0 < node.value <= limit and not node.value % cluster:
             continue
-        lines.append(f"_g{axis} = {text}")
-        tests.append(f"0 < _g{axis} <= {limit}")
-        if cluster[axis] != 1:
-            tests.append(f"not _g{axis} % {cluster[axis]}")
-        grid.append(f"_g{axis}")
+        if not grid[axis].isidentifier():
+            lines.append(f"_g{axis} = {grid[axis]}")
+            grid[axis] = f"_g{axis}"
+        tests.append(f"0 < {grid[axis]} <= {limit}")
+        if cluster != 1:
+            tests.append(f"not {grid[axis]} % {cluster}")
     if tests:
         lines += [
             f"if not ({' and '.join(tests)}):",
@@ -142,38 +143,40 @@ def _source(record: KernelRecord, entry: Entry, passes: Sequence[str]) -> str:
     params = [
         f"_p{index_of(record.arguments, param.source.arg)}"
         if isinstance(param.source, Pointer)
-        else expr.to_python(param.source.node, leaf)
+        else next(number)
         for param in entry.params
     ]
-    constants = ["_BX", "_BY", "_BZ", "_SHARED", "stream", "_ATTRIBUTES", "_COUNT"]
-    values = ", ".join([*grid, *constants, *params])
+    values = ", ".join([*params, *grid[: Layout(entry.launch, entry.params).variable]])
     took = ", ".join(passes)
+    refuse = f"return _unfit(({took}{',' if took else ''}))"
     return "\n".join([
         f"def _launch(stream, {took}):" if took else "def _launch(stream):",
         *(f"    {line}" for line in lines),
         "    try:",
-        "        _taken = _pop()",
+        "        _packet_ = _pop()",
         "    except _IndexError:",
-        "        _taken = _packet()",
-        "    _block, _config, _params, _owner = _taken",
+        "        _packet_ = _packet()",
+        "    _block, _config, _params, _last, _ = _packet_",
         "    try:",
         f"        _pack_into(_block, 0, {values})",
         "    except _unpackable:",
-        f"        return _unfit(({took}{',' if took else ''}))",
+        f"        {refuse}",
+        "    if _last != stream:",
+        "        _write_stream(_block, _STREAM, stream)",
+        "        _packet_[3] = stream",
         "    _status = _enqueue(_config, _FUNCTION, _params, 0)[0]",
         "    if _status:",
-        "        return _failed(_status, _taken)",
-        "    _push(_taken)",
+        "        _failed(_status, _packet_)",
+        "    _push(_packet_)",
         "",
         "",
         f"def _pack_values({took}):",
-        "    stream = 0",
         *(f"    {line}" for line in lines),
-        f"    _values = ({values},)",
+        f"    _values = ({values}{',' if values else ''})",
         "    try:",
         "        _pack(*_values)",
         "    except _unpackable:",
-        f"        return _unfit(({took}{',' if took else ''}))",
+        f"        {refuse}",
         "    return _values",
         "",
     ])  # fmt: skip

@@ -172,11 +172,14 @@ class Function:
         if failed is not None:
             raise wording.error(self.record.name, self.binding.words[failed], values)
         key = values["_key"]
-        return Decision(self._entry(key[1:]), key, device, values)
+        return Decision(self._entry(key), key, device, values)
 
     def _entry(self, key: Sequence[Any]) -> Entry:
-        choices: dict[str, Choice] = {}
-        for axis, value in zip((*self.binding.bound, *self.binding.tuned), key, strict=True):
+        """The entry of a table key: the device, the bound values, the number of the rule."""
+        _, *values, rule = key
+        tuned = self.record.rules[rule].choose if self.record.rules else {}
+        choices = {**tuned, **self.forced}
+        for axis, value in zip(self.binding.bound, values, strict=True):
             choices[axis.name] = next(v.choice for v in axis.values if v.when == value)
         entry = self._entries.get(choices_text(choices))
         if entry is None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,17 @@ MAX_CUBIN_BYTES = 64 << 20
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON: one byte string per manifest."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    )
 
 
 def decode(data: bytes) -> Manifest:
     """Raises ManifestError unless ``data`` is a valid manifest."""
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed")
+        raise ManifestError(
+            f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed"
+        )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -82,7 +86,9 @@ def read_cubin(folder: Path, entry: Entry) -> bytes:
     data = _read_plain_file(path, MAX_CUBIN_BYTES)
     tip = "reinstall the artifact wheel, or rebuild"
     if len(data) != entry.bytes:
-        raise CorruptArtifactError(f"{path} has {len(data)} bytes, the manifest says {entry.bytes}", tip=tip)
+        raise CorruptArtifactError(
+            f"{path} has {len(data)} bytes, the manifest says {entry.bytes}", tip=tip
+        )
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
         raise CorruptArtifactError(
@@ -104,7 +110,9 @@ def _read_plain_file(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise CorruptArtifactError(f"{path} is not a regular file")
         if status.st_size > limit:
-            raise CorruptArtifactError(f"{path} has {status.st_size} bytes, at most {limit} are allowed")
+            raise CorruptArtifactError(
+                f"{path} has {status.st_size} bytes, at most {limit} are allowed"
+            )
         return file.read(limit + 1)
 
 
@@ -147,21 +155,48 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
         yield from _argument_problems(arg)
     for node in dict.fromkeys(_nodes(kernel)):  # entries share most of theirs
         yield from expr.problems(node, tensors, scalars)
-    axes = {axis.name: {_typed(value.choice) for value in axis.values} for axis in kernel.axes}
-    bound = {axis.name for axis in kernel.axes if axis.bind is not None}
+    yield from _axis_problems(kernel, tensors)
+    yield from _dispatch_problems(kernel)
+    axes = _axis_choices(kernel)
+    seen: set[str] = set()
+    for entry in kernel.entries:
+        key = choices_text(entry.choices)
+        if key in seen:
+            yield f"two entries are {key}"
+        seen.add(key)
+        if entry.choices.keys() != axes.keys():
+            yield f"entry {key} does not choose on every axis"
+        elif any(_typed(choice) not in axes[name] for name, choice in entry.choices.items()):
+            yield f"entry {key} has a choice outside its axis"
+        yield from _entry_problems(key, entry, tensors, kernel)
+
+
+def _axis_choices(kernel: KernelRecord) -> dict[str, set[tuple[str, Choice]]]:
+    return {axis.name: {_typed(value.choice) for value in axis.values} for axis in kernel.axes}
+
+
+def _axis_problems(kernel: KernelRecord, tensors: Collection[str]) -> Iterator[str]:
     for axis in kernel.axes:
         if isinstance(axis.bind, DtypeOf) and axis.bind.arg not in tensors:
             yield f"axis {axis.name} is bound to {axis.bind.arg!r}, which is no tensor argument"
-        if not axis.values or len({_typed(value.when) for value in axis.values}) != len(axis.values):
+        bound_values = {_typed(value.when) for value in axis.values}
+        if not axis.values or len(bound_values) != len(axis.values):
             yield f"axis {axis.name} has no values, or two for one bound value"
+
+
+def _dispatch_problems(kernel: KernelRecord) -> Iterator[str]:
+    """The domain and the rules, against the axes."""
+    axes = _axis_choices(kernel)
+    bound = {axis.name for axis in kernel.axes if axis.bind is not None}
+    tuned = axes.keys() - bound
     for product in kernel.domain:
         if set(product) != bound:
             yield f"a domain product names {sorted(product)}, the bound axes are {sorted(bound)}"
     for rule in kernel.rules:
         if not set(rule.where) <= bound:
             yield f"a rule's where names {sorted(rule.where)}, the bound axes are {sorted(bound)}"
-        if set(rule.choose) != set(axes) - bound:
-            yield f"a rule chooses {sorted(rule.choose)}, the tuned axes are {sorted(set(axes) - bound)}"
+        if set(rule.choose) != tuned:
+            yield f"a rule chooses {sorted(rule.choose)}, the tuned axes are {sorted(tuned)}"
     limits: list[dict[str, tuple[Choice, ...]]] = [*kernel.domain]
     for rule in kernel.rules:
         limits += [rule.where, {name: (choice,) for name, choice in rule.choose.items()}]
@@ -169,17 +204,6 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
         for name, allowed in choices.items():
             if not {_typed(choice) for choice in allowed} <= axes.get(name, set()):
                 yield f"{name}={list(allowed)} is not among the values of its axis"
-    seen: set[str] = set()
-    for entry in kernel.entries:
-        key = choices_text(entry.choices)
-        if key in seen:
-            yield f"two entries are {key}"
-        seen.add(key)
-        if {name: True for name in entry.choices} != {name: True for name in axes}:
-            yield f"entry {key} does not choose on every axis"
-        elif any(_typed(choice) not in axes[name] for name, choice in entry.choices.items()):
-            yield f"entry {key} has a choice outside its axis"
-        yield from _entry_problems(key, entry, tensors, kernel)
 
 
 def _typed(choice: Choice) -> tuple[str, Choice]:
@@ -235,4 +259,3 @@ def _entry_problems(
     threads = launch.block[0] * launch.block[1] * launch.block[2]
     if threads > 1024:
         yield f"entry {key}: {threads} threads a block, at most 1024 are allowed"
-

@@ -187,7 +187,7 @@ def _rows(plan: Plan, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]
                 "bytes": sum({a.sha256: len(a.cubin) for a in built}.values()),
                 "registers": max((a.facts.resources.registers for a in built), default=0),
                 "spills": sum(a.facts.resources.spills for a in built),
-                "compile_seconds": round(sum({a.build_key: a.seconds for a in built}.values()), 3),
+                "compile_seconds": round(sum({a.build_key: a.seconds for a in built}.values()), 2),
                 "kept": name in plan.kept,
             }
         )

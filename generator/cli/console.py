@@ -77,7 +77,7 @@ def plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.2f}"
+        return f"{value:g}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,10 @@ def compile_source(source: Source, target: Target, scratch: Path | None = None) 
                 raise CompileError(
                     f"{source.entry} failed to compile for {target}: "
                     f"{type(error).__name__}: {_without(folder, str(error))}",
-                    log=_without(folder, _contents(log)),
+                    # Where in the device module it happened is what its author needs.
+                    log=_without(
+                        folder, _contents(log) + "".join(traceback.format_exception(error))
+                    ),
                 ) from error
             said = _without(folder, _contents(log) + compiled.log)
     return Compiled(compiled.cubin, said, compiled.shared, compiled.ptx)

@@ -22,7 +22,7 @@ def run() -> Any:
 def record(run: Any, kernel: str, case: str, us: float) -> Any:
     return run.Record(
         kernel=kernel, case=case, choices={"n": 1, "wide": True}, dispatched=True, us=us,
-        bytes=1000, flops=0, gbps=round(1 / us, 1), stream_us=us / 2, efficiency=0.5,
+        plain_us=us + 1,         bytes=1000, flops=0, gbps=round(1 / us, 1), stream_us=us / 2, efficiency=0.5,
         peer_us={"other": 9.0}, cubin_sha256="a" * 64, device="NVIDIA H200", driver="1.0",
         commit="unknown",
     )  # fmt: skip
@@ -42,5 +42,5 @@ def test_a_run_of_some_cases_keeps_the_others(run: Any, tmp_path: Path) -> None:
 
 def test_a_line_says_what_ran_and_how_far_from_the_limit(run: Any) -> None:
     text = run.line(record(run, "copy", "small", 2.0))
-    assert " 2.00 " in text
+    assert " 2.00      3.00 " in text
     assert " 50.0% *n=1,wide=true; other 9.00 us" in text

@@ -124,6 +124,22 @@ def test_architecture_lists_every_command() -> None:
     assert set(re.findall(r"^\| `dsv4-aot ([a-z]+)`", text, re.MULTILINE)) == set(COMMANDS)
 
 
+def test_architecture_has_the_order_of_imports() -> None:
+    """Every module stands in the page's order, and nothing else does."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    order = re.search(r"^    runtime  .*?\n\n", text, re.MULTILINE | re.DOTALL)
+    assert order is not None
+    stages = re.sub(r" {2,}[a-z][A-Za-z ,]*$", "", order[0], flags=re.MULTILINE)
+    named = set(re.findall(r"[a-z_]+", stages)) - {"runtime", "generator"}
+    found = {
+        path.stem if path.is_file() else path.name
+        for folder in ("runtime", "generator")
+        for path in (ROOT / folder).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert named == found - {"__init__"} | {"templates"}
+
+
 def test_manifest_page_has_every_field() -> None:
     text = (ROOT / "docs/manifest.md").read_text()
     structs = [

@@ -95,9 +95,8 @@ def install(site: Path, target: str, value: str | None = None, cubin: bytes = b"
     wheel = site / f"dsv4_aot_{target.replace('_', '')}-0.1.0.dist-info"
     wheel.mkdir()
     value = value or f"dsv4_aot.artifacts.{target}"
-    (wheel / "entry_points.txt").write_text(
-        f"[console_scripts]\nother = other:main\n\n[{resolve.ENTRY_POINT_GROUP}]\n{target} = {value}\n"
-    )
+    points = f"[console_scripts]\nx = y:z\n\n[{resolve.ENTRY_POINT_GROUP}]\n{target} = {value}\n"
+    (wheel / "entry_points.txt").write_text(points)
     folder = site / "dsv4_aot" / "artifacts" / target
     return write_artifact(folder, [(GATHER, GATHER_CHOICES[0], cubin)], target)
 
@@ -124,5 +123,5 @@ def test_a_wheel_and_a_build_that_disagree_conflict(site: Path, tmp_path: Path) 
     install(site, "sm_90a")
     other = write_artifact(tmp_path / "build", [(GATHER, GATHER_CHOICES[0], b"y")])
     both = resolve.find([other], environ={})
-    with pytest.raises(ConflictError, match="dsv4-aot-sm90a 0.1.0 and .*build give different"):
+    with pytest.raises(ConflictError, match=r"dsv4-aot-sm90a 0\.1\.0 and .*build give different"):
         resolve.select(both, "gather", HOPPER)

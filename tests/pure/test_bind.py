@@ -1,0 +1,412 @@
+"""The generated function of a kernel: what it refuses, in which words, and that nothing drifts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsv4_aot.generator import spec
+from dsv4_aot.runtime import ArgumentError, Library
+from dsv4_aot.runtime.bind import bind
+from dsv4_aot.runtime.errors import ManifestError
+from dsv4_aot.runtime.expr import (
+    cdiv,
+    multiprocessors,
+    numel,
+    present,
+    size,
+    stride,
+    value,
+)
+from dsv4_aot.runtime.resolve import Installed
+from dsv4_aot.runtime.schema import KernelRecord
+from dsv4_aot.runtime.target import Target
+from dsv4_aot.runtime.tensor import ALLOWED
+from tests.artifact import (
+    GATHER,
+    GATHER_CHOICES,
+    Tensor,
+    entry_of,
+    gather_call,
+    gather_cubins,
+    manifest_of,
+    record_of,
+    write_artifact,
+)
+from tests.recording import RecordingDriver
+
+
+def open_recorded(folder: Path) -> tuple[Library, RecordingDriver]:
+    driver = RecordingDriver(Library.open(folder).installed)
+    return Library.open(folder, driver=driver), driver
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Library, RecordingDriver]:
+    folder = tmp_path_factory.mktemp("gather") / "sm_90a"
+    return open_recorded(write_artifact(folder, list(gather_cubins())))
+
+
+def library_of(kernel: spec.KernelSpec, tmp_path: Path) -> tuple[Library, RecordingDriver]:
+    """A library of one entry, for specs that need no choices."""
+    return open_recorded(write_artifact(tmp_path / "sm_90a", [(kernel, {}, b"cubin")]))
+
+
+def test_what_is_packed(recorded: tuple[Library, RecordingDriver]) -> None:
+    library, driver = recorded
+    lens = Tensor("int32", (3,), pointer=0x4000)
+    call = gather_call(rows=11, gather_lens=lens, offset=2)
+    library.launch("gather", **call)
+    (launch,) = driver.launches[-1:]
+    assert launch.params == (0x1000, 512, 0x2000, 40000, 2, 0x3000, 0x4000, 0x5000, 9)
+    assert (launch.grid, launch.block, launch.shared) == ((3, 3, 1), (128, 1, 1), 4096)
+    assert launch.stream == 0
+    assert {number: data[:4] for number, data in launch.attributes.items()} == {6: b"\1\0\0\0"}
+    library.launch("gather", *call.values(), stream=2)  # by position, the same
+    assert driver.launches[-1] == dataclasses.replace(launch, stream=2)
+
+
+def test_bound_values_and_rules_choose_the_entry(
+    recorded: tuple[Library, RecordingDriver],
+) -> None:
+    select = recorded[0].op("gather").select
+    small, large = gather_call(requests=3), gather_call(requests=64)
+    v41 = gather_call(requests=64, k_cache=Tensor("uint8", (9, 64, 528)))
+    two = gather_call(requests=64, block_size=2, k_cache=Tensor("uint8", (9, 2, 584)))
+    assert [select(**call).choices["rows"] for call in (small, large, v41, two)] == [4, 8, 4, 4]
+    assert select(**v41).choices["record"] == "v41"
+    assert select(**two).choices["block_size"] == 2
+    forced = recorded[0].op("gather", choices={"rows": 8})
+    assert forced.select(**small).choices["rows"] == 8
+    assert {entry.choices["rows"] for entry in forced.candidates(**small)} == {4, 8}
+
+
+def bf16(*shape: int, **changes: Any) -> Tensor:
+    return Tensor("bfloat16", shape, **changes)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"out": None}, f"out is a NoneType, allowed: {ALLOWED}"),
+    ({"out": [1.0]}, f"out is a list, allowed: {ALLOWED}"),
+    ({"seq_lens": Tensor("int64", (3,))}, "seq_lens has dtype int64, allowed: int32"),
+    ({"seq_lens": Tensor("int32", (3, 1))}, "seq_lens has 2 dims, allowed: 1 (int32 [3, 1])"),
+    ({"out": bf16(3, 10, 511)},
+     "out.shape[2] is 511, allowed: 512 (out is bfloat16 [3, 10, 511])"),
+    ({"seq_lens": Tensor("int32", (4,))},
+     "seq_lens.shape[0] is 4, allowed: 3 (= out.shape[0]) (seq_lens is int32 [4])"),
+    ({"gather_lens": Tensor("int32", (4,))},
+     "gather_lens.shape[0] is 4, allowed: 3 (= out.shape[0]) (gather_lens is int32 [4])"),
+    ({"block_table": Tensor("int32", (3, 7), (1, 3))},
+     "block_table.stride(1) is 3, allowed: 1 (block_table is int32 [3, 7])"),
+    ({"seq_lens": Tensor("int32", (3,), (2,))},
+     "seq_lens has strides [2], allowed: row-major without gaps (seq_lens is int32 [3])"),
+    ({"out": bf16(3, 10, 512, pointer=0x1010)},
+     "out starts at address 0x1010, 16 bytes past a multiple of 32, allowed: multiples of 32"),
+    ({"block_table": Tensor("int32", (3, 7), device=1)},
+     "block_table is on device 1, allowed: device 0, where the first tensor is"),
+    ({"offset": -1}, "offset is -1, allowed: 0 to 2147483647"),
+    ({"offset": 2**31}, "offset is 2147483648, allowed: 0 to 2147483647"),
+    ({"offset": 1.0}, "offset is 1.0, allowed: an integer"),
+    ({"offset": True}, "offset is True, allowed: an integer"),
+    ({"block_size": "64"}, "block_size is '64', allowed: an integer"),
+    ({"block_size": Tensor("int32", ())}, "block_size is a Tensor, allowed: an integer"),
+    ({"offset": 11}, "required: offset is within out; came: offset = 11, out.shape[1] = 10"),
+    ({"block_size": 256, "k_cache": Tensor("uint8", (9, 256, 584))},
+     "block_size is 256, which was not built; built: 2, 64"),
+    ({"k_cache": Tensor("uint8", (9, 64, 600))},
+     "k_cache.shape[2] is 600, which was not built; built: 584 (v4), 528 (v41)"),
+    ({"k_cache": Tensor("uint8", (9, 64, 584), (2**63, 584, 1))},
+     f"k_cache.stride(0) is {2**63}, allowed: {-(2**63)} to {2**63 - 1}, which i64 holds"),
+    ({"block_table": Tensor("int32", (3, 7), (2**31, 1))},
+     "block_table.stride(0) is 2147483648, allowed: -2147483648 to 2147483647, which i32 holds"),
+    ({"out": bf16(3, 65536 * 4, 512)},
+     "grid y = cdiv((out.shape[1] - offset), 4) is 65536, allowed: 0 to 65535"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["first call", "later call"])
+@pytest.mark.parametrize(("wrong", "words"), WRONG, ids=[words[:40] for _, words in WRONG])
+def test_a_wrong_argument_is_named_and_nothing_is_launched(
+    recorded: tuple[Library, RecordingDriver],
+    wrong: dict[str, Any],
+    words: str,
+    loaded: bool,
+) -> None:
+    library, driver = recorded
+    if not loaded:
+        library = Library(library.installed, driver)
+    else:
+        library.launch("gather", **gather_call())
+    before = len(driver.launches)
+    with pytest.raises(ArgumentError) as caught:
+        library.launch("gather", **gather_call(**wrong))
+    assert caught.value.message == f"gather: {words}"
+    assert len(driver.launches) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "words"),
+    [
+        ((), {"ofset": 1}, "gather has no argument 'ofset', did you mean offset?"),
+        ((0,) * 8, {}, "gather takes 7 arguments, 8 came by position"),
+        ((0,), {"out": 1}, "gather: out came twice, by position and by name"),
+        ((), {}, "gather: the argument out is missing (bfloat16)"),
+    ],
+)
+def test_what_does_not_fit_the_signature(
+    recorded: tuple[Library, RecordingDriver], args: Any, named: Any, words: str
+) -> None:
+    for call in (lambda *a, **k: recorded[0].launch("gather", *a, **k), recorded[0].op("gather")):
+        with pytest.raises(ArgumentError) as caught:
+            call(*args, **named)
+        assert caught.value.message == words
+        assert "out, k_cache, seq_lens" in str(caught.value.tip)
+
+
+def test_a_scalar_that_is_missing_is_named(recorded: tuple[Library, RecordingDriver]) -> None:
+    call = gather_call()
+    del call["block_size"]
+    with pytest.raises(ArgumentError, match=r"the argument block_size is missing \(int\)"):
+        recorded[0].launch("gather", **call)
+
+
+def test_integers_of_other_libraries_count(recorded: tuple[Library, RecordingDriver]) -> None:
+    class Int32:
+        def __index__(self) -> int:
+            return 3
+
+    recorded[0].launch("gather", **gather_call(offset=Int32()))
+    assert recorded[1].launches[-1].params[4] == 3
+
+
+def test_an_empty_grid_launches_nothing(recorded: tuple[Library, RecordingDriver]) -> None:
+    library, driver = recorded
+    before = len(driver.launches)
+    library.launch("gather", **gather_call(requests=0))
+    library.launch("gather", **gather_call(rows=10, offset=10))
+    library.op("gather", **gather_call(requests=0))()
+    assert len(driver.launches) == before
+
+
+# Drift --------------------------------------------------------------------------------------------
+
+sizes = st.sampled_from([0, 1, 2, 3, 64])
+pointers = st.sampled_from([0, 0x1000, 0x1010])
+dtypes = st.sampled_from(["bfloat16", "uint8", "int32"])
+devices = st.sampled_from([0, 0, 0, 1])
+
+
+def tensors(dtype: st.SearchStrategy[str], *dims: st.SearchStrategy[int]) -> Any:
+    strides = st.none() | st.tuples(*[st.sampled_from([0, 1, 2, 512, 600]) for _ in dims])
+    rank = st.tuples(*dims)
+    return st.builds(Tensor, dtype, rank, strides, pointers, devices) | st.builds(
+        Tensor, dtypes, st.lists(sizes, max_size=3).map(tuple), st.none(), pointers, devices
+    )
+
+
+requests = st.sampled_from([2, 2, 3])
+calls = st.fixed_dictionaries(
+    {
+        "out": tensors(st.just("bfloat16"), requests, sizes, st.sampled_from([512, 512, 8])),
+        "k_cache": tensors(st.just("uint8"), sizes, st.just(64), st.sampled_from([584, 528, 1])),
+        "seq_lens": tensors(st.just("int32"), requests),
+        "gather_lens": st.none() | tensors(st.just("int32"), requests),
+        "block_table": tensors(st.just("int32"), requests, sizes),
+        "block_size": st.sampled_from([64, 64, 2, 256]),
+        "offset": st.sampled_from([0, 0, 1, 64, -1, 2**31]),
+    }
+)
+
+
+BINDING = bind(
+    record_of(GATHER, [entry_of(GATHER, choices, b"x") for choices in GATHER_CHOICES]), {}
+)
+
+
+@given(calls)
+def test_the_fast_function_and_the_diagnosis_agree(call: dict[str, Any]) -> None:
+    """What the fast function lets pass has no diagnosis, and what it refuses has one."""
+    refused: list[bool] = []
+    passed: list[tuple[Any, ...]] = []
+
+    class Everything(dict[Any, Any]):
+        """A table in which every bound value was built."""
+
+        def __missing__(self, key: Any) -> Any:
+            return lambda *values: passed.append((key, values))
+
+    fast, trace = BINDING.link(
+        _table=Everything(), _refuse=lambda *_: refused.append(True), _current=lambda _: 0
+    )
+    fast(**call)
+    failed, values = trace(**call)
+    if failed is None:
+        assert refused == []
+        assert passed == [(values["_key"], (0, *(values[name] for name in BINDING.passes)))]
+        return
+    wording = BINDING.words[failed]
+    assert wording.tell(values)
+    if "was not built" in wording.tell(values):
+        assert passed  # which only the table knows
+    else:
+        assert refused == [True]
+
+
+# Other shapes of kernels --------------------------------------------------------------------------
+
+
+def plain(name: str = "plain", **changes: Any) -> spec.KernelSpec:
+    """A kernel of one entry."""
+    fields: dict[str, Any] = {
+        "name": name, "summary": "", "axes": (), "arguments": (spec.tensor("x", "int8", (None,)),),
+        "params": (spec.pointer("x"),), "launch": lambda _: spec.launch((numel("x"),), 32),
+        "source": spec.CudaSource(entry=name),
+    }  # fmt: skip
+    return spec.KernelSpec(**(fields | changes))
+
+
+def test_numbers_of_every_type_are_packed(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=(
+            spec.scalar("a", "float"), spec.scalar("b", "bool", default=False),
+            spec.scalar("c", "int", default=7), spec.scalar("d", "float", maximum=2.0, default=0.5),
+        ),
+        params=(
+            spec.number("a", "f32", value("a")), spec.number("b", "u32", value("b")),
+            spec.number("c", "u64", value("c")), spec.number("d", "f64", value("d")),
+        ),
+        launch=lambda _: spec.launch((1,), 32),
+    )  # fmt: skip
+    library, driver = library_of(kernel, tmp_path)
+    library.launch("plain", 1.5)
+    library.launch("plain", 1, b=True, c=2**64 - 1, d=2)
+    assert [launch.params for launch in driver.launches] == [
+        (1.5, 0, 7, 0.5), (1.0, 1, 2**64 - 1, 2.0)
+    ]  # fmt: skip
+    library.launch("plain", float("inf"))
+    for wrong, words in [
+        ({"a": 1e39}, "a is 1e\\+39, allowed: .* which f32 holds"),
+        ({"a": "1"}, "a is '1', allowed: a number"),
+        ({"a": True}, "a is True, allowed: a number"),
+        ({"a": 1.0, "b": 1}, "b is 1, allowed: True or False"),
+        ({"a": 1.0, "c": -1}, "c is -1, allowed: 0 to 18446744073709551615"),
+        ({"a": 1.0, "d": 2.5}, r"d is 2.5, allowed: any to 2\.0"),
+        ({"a": 1.0, "d": float("nan")}, r"d is nan, allowed: any to 2\.0"),
+    ]:
+        with pytest.raises(ArgumentError, match=words):
+            library.launch("plain", **wrong)
+    assert len(driver.launches) == 3
+
+
+def test_tensors_of_any_rank(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=(
+            spec.tensor("x", ("int8", "uint8"), (None, 4), strides=(None, 1), leading=True),
+            spec.tensor("y", "int8", (size("x", -2),), optional=True),
+        ),
+        params=(
+            spec.pointer("x"), spec.pointer("y"), spec.number("n", "i64", numel("x")),
+            spec.number("s", "i64", stride("x", -2)), spec.number("y_n", "i64", size("y", 0)),
+            spec.number("has_y", "i32", present("y")),
+            spec.number("sms", "i32", multiprocessors() * 2),
+        ),
+        launch=lambda _: spec.launch((cdiv(numel("x"), 8), 1, 2), 32),
+    )  # fmt: skip
+    library, driver = library_of(kernel, tmp_path)
+    library.launch("plain", Tensor("uint8", (5, 6, 3, 4), pointer=1))
+    library.launch("plain", Tensor("int8", (3, 4), (9, 1), pointer=1), Tensor("int8", (3,)))
+    assert driver.launches[0].params == (1, 0, 360, 4, 0, 0, 264)
+    assert driver.launches[1].params == (1, 0x7F00_0000_0000, 12, 9, 3, 1, 264)
+    assert driver.launches[0].grid == (45, 1, 2)
+    with pytest.raises(ArgumentError, match="x has 1 dims, allowed: at least 2"):
+        library.launch("plain", Tensor("int8", (4,)))
+    with pytest.raises(ArgumentError, match=r"x\.shape\[-1\] is 5, allowed: 4"):
+        library.launch("plain", Tensor("int8", (2, 3, 5)))
+
+
+def test_clusters_ask_for_whole_grids(tmp_path: Path) -> None:
+    kernel = plain(launch=lambda _: spec.launch((numel("x"),), 32, cluster=(4, 1, 1)))
+    library, driver = library_of(kernel, tmp_path)
+    library.launch("plain", Tensor("int8", (8,)))
+    assert driver.launches[0].attributes[4][:12] == b"\4\0\0\0\1\0\0\0\1\0\0\0"
+    with pytest.raises(ArgumentError, match=r"grid x = x\.numel\(\) is 6, allowed: multiples"):
+        library.launch("plain", Tensor("int8", (6,)))
+
+
+def test_an_axis_bound_to_a_dtype(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=(spec.tensor("x", ("int8", "uint8", "int16"), (None,)),),
+        axes=(spec.bound("signed", {"yes": "int8", "no": "uint8"}, spec.dtype_of("x")),),
+    )
+    cubins = [(kernel, {"signed": choice}, choice.encode()) for choice in ("yes", "no")]
+    library, _ = open_recorded(write_artifact(tmp_path / "sm_90a", cubins))
+    select = library.op("plain").select
+    assert select(Tensor("int8", (3,))).choices == {"signed": "yes"}
+    assert select(Tensor("uint8", (3,))).choices == {"signed": "no"}
+    with pytest.raises(ArgumentError, match=r"the dtype of x is int16.*int8 \(yes\), uint8 \(no\)"):
+        select(Tensor("int16", (3,)))
+
+
+def test_a_call_without_a_rule_or_an_entry_is_refused(tmp_path: Path) -> None:
+    kernel = dataclasses.replace(
+        GATHER, rules=(spec.rule(where={"block_size": (64,)}, when=value("offset") < 5, rows=4),)
+    )
+    cubins = [(kernel, choices, b"x") for choices in GATHER_CHOICES if choices["lens"] or
+              choices["record"] == "v4"]  # fmt: skip
+    library, _ = open_recorded(write_artifact(tmp_path / "sm_90a", cubins))
+    with pytest.raises(ArgumentError, match=r"no dispatch rule serves this call: block_size = 64"):
+        library.launch("gather", **gather_call(offset=6))
+    with pytest.raises(ArgumentError, match=r"record=v41,rows=4 was not built for sm_90a; nearest"):
+        library.launch("gather", **gather_call(k_cache=Tensor("uint8", (9, 64, 528))))
+
+
+# Safety of the source -----------------------------------------------------------------------------
+
+
+def gather_record(**changes: Any) -> KernelRecord:
+    choices = GATHER_CHOICES[0]
+    kernel = dataclasses.replace(GATHER, **changes)
+    return record_of(kernel, [entry_of(kernel, choices, b"x")])
+
+
+@pytest.mark.parametrize("name", ["stream", "choices", "self", "lambda", "import", "if"])
+def test_reserved_words_name_no_argument(name: str) -> None:
+    with pytest.raises(ManifestError, match=f"an argument may not be named '{name}'"):
+        bind(gather_record(arguments=(*GATHER.arguments, spec.scalar(name, "int", default=0))), {})
+
+
+def test_arguments_named_like_builtins_shadow_nothing(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=tuple(
+            spec.scalar(name, "int", default=1) for name in ("type", "int", "len", "locals")
+        ),
+        params=tuple(
+            spec.number(name, "i32", value(name)) for name in ("type", "int", "len", "locals")
+        ),
+        launch=lambda _: spec.launch((1,), 32),
+    )
+    library, driver = library_of(kernel, tmp_path)
+    library.launch("plain", len=5)
+    assert driver.launches[-1].params == (1, 1, 5, 1)
+
+
+def test_text_of_the_manifest_never_stands_in_the_source() -> None:
+    poison = "__import__('os').abort()"
+    axes = (spec.bound("record", {poison: 584}, size("k_cache", 2)), spec.tuned("rows", (poison,)))
+    kernel = dataclasses.replace(
+        GATHER,
+        summary=poison,
+        axes=axes,
+        rules=(spec.rule(where={"record": (poison,)}, rows=poison),),
+        checks=(spec.check(value("offset") <= 1, poison),),
+        launch=lambda _: spec.launch((1,), 32),
+    )
+    record = record_of(kernel, [entry_of(kernel, {"record": poison, "rows": poison}, b"x")])
+    assert poison not in bind(record, {}).source
+    place = Installed(Path("/"), manifest_of("sm_90a", [record]), Target.parse("sm_90a"), "here")
+    assert Library([place], RecordingDriver([place])).op("gather").select(**gather_call())
