@@ -219,7 +219,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-_HEADER = f"{'kernel':16} {'case':30} {'us':>9} {'plain us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}  choices, peers"
+_COLUMNS = f"{'us':>9} {'plain us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}"
+_HEADER = f"{'kernel':16} {'case':30} {_COLUMNS}  choices, peers"
 
 
 def line(record: Record) -> str:

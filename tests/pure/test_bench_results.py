@@ -22,9 +22,9 @@ def run() -> Any:
 def record(run: Any, kernel: str, case: str, us: float) -> Any:
     return run.Record(
         kernel=kernel, case=case, choices={"n": 1, "wide": True}, dispatched=True, us=us,
-        plain_us=us + 1,         bytes=1000, flops=0, gbps=round(1 / us, 1), stream_us=us / 2, efficiency=0.5,
-        peer_us={"other": 9.0}, cubin_sha256="a" * 64, device="NVIDIA H200", driver="1.0",
-        commit="unknown",
+        plain_us=us + 1, bytes=1000, flops=0, gbps=round(1 / us, 1), stream_us=us / 2,
+        efficiency=0.5, peer_us={"other": 9.0}, cubin_sha256="a" * 64, device="NVIDIA H200",
+        driver="1.0", commit="unknown",
     )  # fmt: skip
 
 
