@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
 
 if TYPE_CHECKING:
-    from run import Record
+    from record import Record
 
 
 def draw(records: Sequence[Record], path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import msgspec
 import stream
 import timing
 import torch
+from record import HEADER, Record, line, to_json, write_results
 
 from dsv4_aot.generator.discover import KernelFolder, discover
 from dsv4_aot.generator.gpu import Gpu, current_gpu
@@ -33,36 +33,9 @@ from dsv4_aot.generator.validate import tuned_choices
 from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.errors import Dsv4AotError
 from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, Installed, find
-from dsv4_aot.runtime.schema import Choice, choices_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One timed case. us: a launch. bytes, flops: the least it needs. efficiency: of the stream.
-
-    plain_us: the same cubin launched without programmatic serialization, as stream and peers are.
-    dispatched: whether a plain call runs this entry. peer_us: other implementations, same inputs.
-    """
-
-    kernel: str
-    case: str
-    choices: Mapping[str, Choice]
-    dispatched: bool
-    us: float
-    plain_us: float
-    bytes: int
-    flops: int
-    gbps: float
-    stream_us: float
-    efficiency: float
-    peer_us: Mapping[str, float]
-    cubin_sha256: str
-    device: str
-    driver: str
-    commit: str
 
 
 class Bench:
@@ -174,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records: list[Record] = []
     failed = False
     say = functools.partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    say(f"{gpu.name}, driver {gpu.driver}\n{_HEADER}")
+    say(f"{gpu.name}, driver {gpu.driver}\n{HEADER}")
     for name in options.kernel or folders:
         for case in folders[name].cases():
             if not case.bench or not any(text in case.name for text in options.case or [""]):
@@ -191,13 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.all_choices:
         for name in {record.kernel for record in records}:
             of_kernel = [record for record in records if record.kernel == name]
-            write_file(options.tuning / gpu.slug / f"{name}.json", _json([], of_kernel))
+            write_file(options.tuning / gpu.slug / f"{name}.json", to_json([], of_kernel))
     if options.plot:
         import plot
 
         plot.draw(records, options.plot)
     if options.json:
-        sys.stdout.write(_json([], records).decode())
+        sys.stdout.write(to_json([], records).decode())
     return int(failed)
 
 
@@ -219,42 +192,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-_COLUMNS = f"{'us':>9} {'plain us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}"
-_HEADER = f"{'kernel':16} {'case':30} {_COLUMNS}  choices, peers"
-
-
-def line(record: Record) -> str:
-    peers = "".join(f"; {name} {us:.2f} us" for name, us in record.peer_us.items())
-    return (
-        f"{record.kernel:16} {record.case:30} {record.us:9.2f} "
-        f"{record.plain_us:9.2f} {record.gbps:7.0f} "
-        f"{record.stream_us:9.2f} {record.efficiency:6.1%} "
-        f"{'*' if record.dispatched else ' '}{choices_text(dict(record.choices))}{peers}"
-    )
-
-
 def commit() -> str:
     """The checkout's commit, marked when files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
-
-
-def write_results(path: Path, records: Sequence[Record]) -> None:
-    """Replaces the timed cases and keeps the others."""
-    timed = {(record.kernel, record.case) for record in records}
-    kept = [
-        record
-        for record in (json.loads(path.read_text()) if path.exists() else [])
-        if (record["kernel"], record["case"]) not in timed
-    ]
-    write_file(path, _json(kept, records))
-
-
-def _json(kept: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> bytes:
-    rows = [*kept, *map(dataclasses.asdict, records)]
-    rows.sort(key=lambda row: row["kernel"])
-    return (json.dumps(rows, indent=1) + "\n").encode()
 
 
 if __name__ == "__main__":

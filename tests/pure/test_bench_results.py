@@ -13,14 +13,14 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def run() -> Any:
+def module() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        return importlib.import_module("run")
+        return importlib.import_module("record")
 
 
-def record(run: Any, kernel: str, case: str, us: float) -> Any:
-    return run.Record(
+def record(module: Any, kernel: str, case: str, us: float) -> Any:
+    return module.Record(
         kernel=kernel, case=case, choices={"n": 1, "wide": True}, dispatched=True, us=us,
         plain_us=us + 1, bytes=1000, flops=0, gbps=round(1 / us, 1), stream_us=us / 2,
         efficiency=0.5, peer_us={"other": 9.0}, cubin_sha256="a" * 64, device="NVIDIA H200",
@@ -28,10 +28,10 @@ def record(run: Any, kernel: str, case: str, us: float) -> Any:
     )  # fmt: skip
 
 
-def test_a_run_of_some_cases_keeps_the_others(run: Any, tmp_path: Path) -> None:
+def test_a_run_of_some_cases_keeps_the_others(module: Any, tmp_path: Path) -> None:
     path = tmp_path / "results" / "gpu.json"
-    run.write_results(path, [record(run, "b", "one", 1.0), record(run, "a", "two", 2.0)])
-    run.write_results(path, [record(run, "b", "one", 4.0), record(run, "b", "three", 3.0)])
+    module.write_results(path, [record(module, "b", "one", 1.0), record(module, "a", "two", 2.0)])
+    module.write_results(path, [record(module, "b", "one", 4.0), record(module, "b", "three", 3.0)])
     rows = json.loads(path.read_text())
     assert [(row["kernel"], row["case"], row["us"]) for row in rows] == [
         ("a", "two", 2.0),
@@ -40,7 +40,7 @@ def test_a_run_of_some_cases_keeps_the_others(run: Any, tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_says_what_ran_and_how_far_from_the_limit(run: Any) -> None:
-    text = run.line(record(run, "copy", "small", 2.0))
+def test_a_line_says_what_ran_and_how_far_from_the_limit(module: Any) -> None:
+    text = module.line(record(module, "copy", "small", 2.0))
     assert " 2.00      3.00 " in text
     assert " 50.0% *n=1,wide=true; other 9.00 us" in text

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec import structs
 
+from dsv4_aot import runtime
 from dsv4_aot.runtime import (
     ArgumentError,
     CaptureError,
@@ -22,6 +23,7 @@ from dsv4_aot.runtime import (
     NoArtifactError,
     UnknownKernelError,
 )
+from dsv4_aot.runtime import library as library_module
 from dsv4_aot.runtime import manifest as manifests
 from dsv4_aot.runtime.driver import Device
 from dsv4_aot.runtime.schema import Validation
@@ -119,7 +121,7 @@ def test_a_driver_that_refuses_a_cubin_is_named_with_the_toolchain(folder: Path)
 
 
 def test_more_shared_memory_than_the_device_has_is_refused(folder: Path) -> None:
-    library, _ = opened(folder, devices=[replace(H200, shared_memory=4095)])
+    library, _ = opened(folder, devices=[structs.replace(H200, shared_memory=4095)])
     with pytest.raises(NoArtifactError, match="takes 4096 bytes of shared memory, device 0, NV"):
         library.launch("gather", **gather_call())
 
@@ -145,7 +147,7 @@ def test_unknown_kernels_and_devices_without_artifacts(folder: Path) -> None:
     for attempt in (lambda: library.launch("gathr", 1), lambda: library.op("gathr")):
         with pytest.raises(UnknownKernelError, match="'gathr'; nearest: gather"):
             attempt()
-    library, driver = opened(folder, devices=[replace(B200, index=0)])
+    library, driver = opened(folder, devices=[structs.replace(B200, index=0)])
     with pytest.raises(NoArtifactError, match="on device 0, NVIDIA B200") as caught:
         library.launch("gather", **gather_call())
     assert "runs on 9.0 exactly, the device is 10.0" in caught.value.message
@@ -161,7 +163,7 @@ def test_the_catalog_lists_every_cubin_without_a_driver(folder: Path) -> None:
     record = Validation(
         sha256=first.sha256, gpu="NVIDIA H200", driver="580", date="2026-11-20", cases=3, worst=0.0
     )
-    path.write_bytes(manifests.encode(msgspec.structs.replace(content, validation=(record,))))
+    path.write_bytes(manifests.encode(structs.replace(content, validation=(record,))))
     listed = Library.open(folder).catalog()
     assert [each.choices for each in listed] == GATHER_CHOICES
     assert [each.validated for each in listed] == [("NVIDIA H200",)] + [()] * (len(listed) - 1)
@@ -177,6 +179,39 @@ def test_open_without_paths_looks_at_the_environment(
     assert len(Library.open().catalog()) == len(GATHER_CHOICES)
     monkeypatch.delenv("DSV4_AOT_ARTIFACTS")
     assert Library.open().catalog() == []
+
+
+def test_the_default_library_is_that_of_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = RecordingDriver(Library.open(folder).installed)
+    monkeypatch.setenv("DSV4_AOT_ARTIFACTS", str(folder))
+    monkeypatch.setattr(Library, "_default", None)
+    monkeypatch.setattr(library_module, "_calls", library_module._Calls(Library.default))
+    monkeypatch.setattr(library_module, "CudaDriver", lambda: driver)
+    assert len(runtime.catalog()) == len(GATHER_CHOICES)
+    runtime.launch("gather", **gather_call())
+    runtime.launch("gather", *gather_call().values())
+    runtime.op("gather", block_size=64)(
+        **{name: value for name, value in gather_call().items() if name != "block_size"}
+    )
+    assert runtime.preload().cubins == len(GATHER_CHOICES) - 1
+    assert len(driver.launches) == 3
+    assert Library.default() is Library.default()
+    for args, named, words in [((), {"x": 1}, "no argument 'x'"), ((1,) * 9, {}, "7 arguments")]:
+        with pytest.raises(ArgumentError, match=words):
+            runtime.launch("gather", *args, **named)
+
+
+def test_a_type_error_of_ones_own_stays_one(folder: Path) -> None:
+    class Broken(Tensor):
+        def data_ptr(self) -> int:
+            raise TypeError("no address today")
+
+    library, _ = opened(folder)
+    call = gather_call(out=Broken("bfloat16", (3, 10, 512)))
+    with pytest.raises(ArgumentError, match="gives no view: no address today"):
+        library.launch("gather", **call)
 
 
 # Binding ------------------------------------------------------------------------------------------
@@ -294,7 +329,7 @@ def test_each_device_gets_its_own_function(tmp_path: Path) -> None:
     for target in ("sm_90a", "sm_100a"):
         cubins = [(GATHER, c, target.encode() + cubin_of("gather", c)) for c in GATHER_CHOICES]
         write_artifact(root / target, cubins, target)
-    third = replace(H200, index=2)
+    third = structs.replace(H200, index=2)
     library, driver = opened(root, devices=[H200, B200, third])
     kernel = library.op("gather")
     for device in (0, 1, 2, 1, 0):
