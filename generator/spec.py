@@ -66,9 +66,13 @@ def scalar(
     )
 
 
-def check(require: Node, message: str) -> schema.Check:
-    """A condition on the call as a whole. ``message`` says what is allowed, as a clause."""
-    return schema.Check(require=require, message=message)
+def check(
+    require: Node, message: str, *, where: Mapping[str, Sequence[Choice]] | None = None
+) -> schema.Check:
+    """A condition on calls with bound choices in ``where``. ``message`` says what is allowed, as a
+    clause.
+    """
+    return schema.Check(where=_listed(where), require=require, message=message)
 
 
 # Axes and dispatch ------------------------------------------------------------------------------
@@ -108,10 +112,14 @@ def rule(
 ) -> schema.Rule:
     """For calls with bound choices in ``where`` that meet ``when``, choose these tuned values."""
     return schema.Rule(
-        where={name: tuple(choices) for name, choices in (where or {}).items()},
+        where=_listed(where),
         when=when,
         choose=dict(choose),
     )
+
+
+def _listed(where: Mapping[str, Sequence[Choice]] | None) -> dict[str, tuple[Choice, ...]]:
+    return {name: tuple(choices) for name, choices in (where or {}).items()}
 
 
 # Parameters and launch --------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, get_args
+
+import msgspec
 
 Dtype = Literal[
     "bfloat16",
@@ -74,8 +75,7 @@ assert set(get_args(Dtype)) == set(ITEMSIZE)
 assert set(get_args(ParamType)) == set(PARAM_FORMAT) == set(PARAM_SIZE)
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """Where one kernel parameter lies in the parameter block, in bytes."""
 
     offset: int

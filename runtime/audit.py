@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from dsv4_aot.runtime.errors import Dsv4AotError, JitError
 
@@ -54,8 +55,7 @@ LINKED: dict[str, tuple[str, ...]] = {"torch": ("NVRTC", "the device linker")}
 """Package -> what its own libraries link, and so map without using it."""
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One trace of a compiler: a module's name, or the path of a mapped library."""
 
     kind: Literal["module", "library"]

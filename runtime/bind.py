@@ -8,8 +8,9 @@ typed nodes; :mod:`dsv4_aot.runtime.scope` says what may stand in their source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.conditions import (
@@ -18,13 +19,12 @@ from dsv4_aot.runtime.conditions import (
     scalar_conditions,
     tensor_conditions,
 )
-from dsv4_aot.runtime.schema import Axis, Choice, KernelRecord, Rule, TensorArg
+from dsv4_aot.runtime.schema import Axis, Check, Choice, KernelRecord, TensorArg
 from dsv4_aot.runtime.scope import Scope
 from dsv4_aot.runtime.wording import Wording, Words
 
 
-@dataclass
-class Binding:
+class Binding(msgspec.Struct):
     """The generated functions of one kernel record, before they are given a place to launch.
 
     passes: local names that the launch function of an entry takes after the stream.
@@ -36,7 +36,7 @@ class Binding:
     passes: tuple[str, ...]
     bound: tuple[Axis, ...]
     words: tuple[Wording, ...]
-    constants: dict[str, Any] = field(repr=False)
+    constants: dict[str, Any]
 
     def link(self, **services: Any) -> tuple[Callable[..., None], Callable[..., Any]]:
         """``(call, trace)``, given what the source names: ``_table``, ``_refuse`` and others."""
@@ -72,8 +72,7 @@ class _Writer:
             for index, arg in order
         }
         self.checks = [
-            Condition(self.scope.python(check.require), words.check(check))
-            for check in record.checks
+            Condition(self._check(check), words.check(check)) for check in record.checks
         ]
         self.binds = [axis_binding(self.scope, words, *pair) for pair in enumerate(self.bound)]
         self.unserved = words.unserved(self.bound)
@@ -148,7 +147,7 @@ class _Writer:
         when = dict(zip(whens, texts, strict=True))
         branch = "if"
         for number, rule in enumerate(self.record.rules):
-            tests = self._where(rule)
+            tests = self._where(rule.where)
             if rule.when is not None:
                 tests.append(when[rule.when])
             if not tests:
@@ -162,12 +161,17 @@ class _Writer:
         yield "else:" if branch == "elif" else "if True:"
         yield f"    {otherwise}"
 
-    def _where(self, rule: Rule) -> list[str]:
-        """Source of what a rule asks of the bound axes."""
+    def _check(self, check: Check) -> str:
+        required = self.scope.python(check.require)
+        tests = self._where(check.where)
+        return f"(not ({' and '.join(tests)}) or {required})" if tests else required
+
+    def _where(self, where: Mapping[str, tuple[Choice, ...]]) -> list[str]:
+        """Source of what a rule or a check asks of the bound axes."""
         tests = []
         for index, axis in enumerate(self.bound):
-            if axis.name in rule.where:
-                allowed = rule.where[axis.name]
+            if axis.name in where:
+                allowed = where[axis.name]
                 values = [self.scope.constant(v.when) for v in axis.values if v.choice in allowed]
                 only = f"== {values[0]}" if len(values) == 1 else f"in ({', '.join(values)})"
                 tests.append(f"_b{index} {only}")
@@ -213,10 +217,11 @@ class _Writer:
             for condition in group
             if not condition.early
         ]
-        yield from (f"    {line}" for line in self.asking([*late, *self.checks]))
+        yield from (f"    {line}" for line in self.asking(late))
         for statement, condition in self.binds:
             yield f"    {statement}"
             yield from (f"    {line}" for line in self.asking([condition]))
+        yield from (f"    {line}" for line in self.asking(self.checks))
         unserved = f"return {self.unserved.number}, _locals()"
         yield from (f"    {line}" for line in self.dispatch(unserved))
         yield f"    _key = ({self._key()})"

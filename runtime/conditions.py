@@ -7,7 +7,8 @@ said about it cannot drift apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.abi import PARAM_RANGE
@@ -17,8 +18,7 @@ from dsv4_aot.runtime.tensor import spellings
 from dsv4_aot.runtime.wording import Wording, Words
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """Python source over the local names, true when the call is right.
 
     early: asked before the sizes of the tensor are read.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from dsv4_aot.runtime.errors import DriverError
 from dsv4_aot.runtime.schema import Launch
@@ -21,8 +22,7 @@ SPECIAL_STREAMS = (0, 1, 2)
 """The null, legacy and per-thread streams, which belong to whatever context is current."""
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """``shared_memory``: the most dynamic shared memory of a block, in bytes, once opted in."""
 
     index: int

@@ -19,7 +19,7 @@ Function = Literal[
 ]  # fmt: skip
 
 
-class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", gc=False):
     """Operators shared by all nodes. ``==`` stays structural; write ``a.eq(b)`` for a condition."""
 
     def __add__(self, other: Operand) -> Apply:

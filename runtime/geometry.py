@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import CodeType
 from typing import Any
+
+import msgspec
 
 from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.abi import PARAM_RANGE
@@ -25,8 +26,7 @@ from dsv4_aot.runtime.scope import index_of, local
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 
 
-@dataclass(frozen=True)
-class Launcher:
+class Launcher(msgspec.Struct, frozen=True):
     """One entry on one device, ready to launch.
 
     launch: ``launch(stream, *passed)`` checks the grid, packs and launches; a grid with a zero in

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from dsv4_aot.runtime import stream as streams
 from dsv4_aot.runtime import tensor, wording
@@ -41,8 +42,7 @@ class Home(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What a call comes to, without launching it: its entry, and what would be passed."""
 
     entry: Entry

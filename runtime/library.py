@@ -6,9 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import msgspec
 
 from dsv4_aot.runtime import resolve
 from dsv4_aot.runtime.driver import CudaDriver, Driver
@@ -19,8 +20,7 @@ from dsv4_aot.runtime.schema import Choice, KernelRecord
 from dsv4_aot.runtime.target import Capability, rank_targets
 
 
-@dataclass(frozen=True)
-class Preloaded:
+class Preloaded(msgspec.Struct, frozen=True):
     """What a preload did. Cubins and bytes count those that were not loaded before."""
 
     kernels: int
@@ -29,8 +29,7 @@ class Preloaded:
     milliseconds: float
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """One installed cubin. ``validated`` names the GPUs on which its cases agreed."""
 
     kernel: str
@@ -107,7 +106,10 @@ class Library:
         DriverError.
         """
         try:
-            self._calls[name](*args, **kwargs)
+            if kwargs:
+                self._calls[name](*args, **kwargs)
+            else:  # spares the copy of an empty dict
+                self._calls[name](*args)
         except TypeError as error:
             raise self.reworded(name, args, kwargs, error) from None
 
@@ -247,7 +249,10 @@ _calls = _Calls(Library.default)
 def launch(name: str, /, *args: Any, **kwargs: Any) -> None:
     """:meth:`Library.launch` of the default library."""
     try:
-        _calls[name](*args, **kwargs)
+        if kwargs:
+            _calls[name](*args, **kwargs)
+        else:
+            _calls[name](*args)
     except TypeError as error:
         raise Library.default().reworded(name, args, kwargs, error) from None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from dsv4_aot.runtime import manifest
 from dsv4_aot.runtime.driver import Device, Driver
@@ -13,8 +14,7 @@ from dsv4_aot.runtime.resolve import Installed
 from dsv4_aot.runtime.schema import Entry, entry_key
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a loader has loaded so far: cubins, their bytes, and functions on devices."""
 
     cubins: int

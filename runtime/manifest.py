@@ -30,6 +30,7 @@ from dsv4_aot.runtime.schema import (
     KernelRecord,
     Manifest,
     Number,
+    Param,
     Pointer,
     ScalarArg,
     TensorArg,
@@ -43,10 +44,8 @@ MAX_CUBIN_BYTES = 64 << 20
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Canonical JSON: one byte string per manifest."""
-    return (
-        msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
-    )
+    """Canonical JSON, one byte string per manifest; on one line, since every start reads it."""
+    return msgspec.json.encode(manifest, order="deterministic") + b"\n"
 
 
 def decode(data: bytes) -> Manifest:
@@ -158,7 +157,9 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
     yield from _axis_problems(kernel, tensors)
     yield from _dispatch_problems(kernel)
     axes = _axis_choices(kernel)
+    floats = {a.name for a in kernel.arguments if isinstance(a, ScalarArg) and a.type == "float"}
     seen: set[str] = set()
+    checked: set[tuple[Param, ...]] = set()
     for entry in kernel.entries:
         key = choices_text(entry.choices)
         if key in seen:
@@ -168,7 +169,10 @@ def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
             yield f"entry {key} does not choose on every axis"
         elif any(_typed(choice) not in axes[name] for name, choice in entry.choices.items()):
             yield f"entry {key} has a choice outside its axis"
-        yield from _entry_problems(key, entry, tensors, kernel)
+        yield from _entry_problems(key, entry)
+        if entry.params not in checked:  # entries share most of theirs
+            checked.add(entry.params)
+            yield from _param_problems(key, entry.params, tensors, floats)
 
 
 def _axis_choices(kernel: KernelRecord) -> dict[str, set[tuple[str, Choice]]]:
@@ -197,7 +201,10 @@ def _dispatch_problems(kernel: KernelRecord) -> Iterator[str]:
             yield f"a rule's where names {sorted(rule.where)}, the bound axes are {sorted(bound)}"
         if set(rule.choose) != tuned:
             yield f"a rule chooses {sorted(rule.choose)}, the tuned axes are {sorted(tuned)}"
-    limits: list[dict[str, tuple[Choice, ...]]] = [*kernel.domain]
+    for check in kernel.checks:
+        if not set(check.where) <= bound:
+            yield f"a check's where names {sorted(check.where)}, the bound axes are {sorted(bound)}"
+    limits = [*kernel.domain, *(check.where for check in kernel.checks)]
     for rule in kernel.rules:
         limits += [rule.where, {name: (choice,) for name, choice in rule.choose.items()}]
     for choices in limits:
@@ -234,28 +241,28 @@ def _nodes(kernel: KernelRecord) -> Iterator[Node]:
         yield from (p.source.node for p in entry.params if isinstance(p.source, Number))
 
 
-def _entry_problems(
-    key: str, entry: Entry, tensors: dict[str, int | None], kernel: KernelRecord
-) -> Iterator[str]:
-    slots = lay_out(param.type for param in entry.params)
-    if tuple((param.offset, param.size) for param in entry.params) != tuple(
-        (slot.offset, slot.size) for slot in slots
-    ):
-        yield f"entry {key}: the parameter offsets are not those of the C layout"
-    floats = {a.name for a in kernel.arguments if isinstance(a, ScalarArg) and a.type == "float"}
-    for param in entry.params:
-        if isinstance(param.source, Pointer):
-            if param.source.arg not in tensors or param.type != "pointer":
-                yield f"entry {key}: parameter {param.name} is no pointer to a tensor argument"
-            continue
-        passes_float = isinstance(param.source.node, expr.Value) and param.source.node.arg in floats
-        if passes_float != (param.type in ("f32", "f64")):
-            yield f"entry {key}: parameter {param.name} mixes integers and floats"
-        if param.type == "pointer":
-            yield f"entry {key}: parameter {param.name} is a pointer without a tensor"
+def _entry_problems(key: str, entry: Entry) -> Iterator[str]:
     launch = entry.launch
     if min(*launch.block, *launch.cluster) < 1 or launch.shared < 0 or entry.bytes < 0:
         yield f"entry {key}: block, cluster or sizes are out of range"
     threads = launch.block[0] * launch.block[1] * launch.block[2]
     if threads > 1024:
         yield f"entry {key}: {threads} threads a block, at most 1024 are allowed"
+
+
+def _param_problems(
+    key: str, params: tuple[Param, ...], tensors: dict[str, int | None], floats: set[str]
+) -> Iterator[str]:
+    slots = lay_out(param.type for param in params)
+    if any((p.offset, p.size) != (s.offset, s.size) for p, s in zip(params, slots, strict=True)):
+        yield f"entry {key}: the parameter offsets are not those of the C layout"
+    for param in params:
+        if isinstance(param.source, Pointer):
+            if param.source.arg not in tensors or param.type != "pointer":
+                yield f"entry {key}: parameter {param.name} is no pointer to a tensor argument"
+            continue
+        passes_float = isinstance(param.source.node, expr.Value) and param.source.node.arg in floats
+        if passes_float != (param.type in {"f32", "f64"}):
+            yield f"entry {key}: parameter {param.name} mixes integers and floats"
+        if param.type == "pointer":
+            yield f"entry {key}: parameter {param.name} is a pointer without a tensor"

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from dsv4_aot.runtime import manifest
 from dsv4_aot.runtime.errors import (
@@ -27,8 +28,7 @@ _DIST_INFO = re.compile(r"(?P<name>dsv4_aot_\w+)-(?P<version>[^-]+)\.dist-info")
 _DOTTED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
-@dataclass(frozen=True)
-class Installed:
+class Installed(msgspec.Struct, frozen=True):
     """One target's artifacts. ``origin`` is the wheel and its version, or the folder."""
 
     folder: Path

@@ -22,7 +22,7 @@ Choice = Union[bool, int, str]
 Access = Literal["read", "write", "readwrite"]
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """Every field is required in the file, so a default can never hide a missing one."""
 
 
@@ -70,8 +70,12 @@ Argument = Union[TensorArg, ScalarArg]
 
 
 class Check(_Record, frozen=True):
-    """A condition on the whole call, and how to say what it asks for."""
+    """A condition on the whole call, and how to say what it asks for.
 
+    It is asked of calls whose bound choices lie in ``where``, as a rule's are.
+    """
+
+    where: dict[str, tuple[Choice, ...]]
     require: Node
     message: str
 

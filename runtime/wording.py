@@ -6,8 +6,9 @@ Allowed values are read from the manifest when the error is worded, so they cann
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.errors import ArgumentError
@@ -28,8 +29,7 @@ Values = Mapping[str, Any]
 """The local names of a traced call: its arguments, and what was read from them."""
 
 
-@dataclass(frozen=True)
-class Wording:
+class Wording(msgspec.Struct, frozen=True):
     """Explains one condition. ``number`` is how the generated code refers to it."""
 
     number: int

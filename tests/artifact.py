@@ -75,7 +75,14 @@ GATHER = spec.KernelSpec(
         spec.scalar("block_size", "int"),
         spec.scalar("offset", "int", minimum=0, default=0),
     ),
-    checks=(spec.check(value("offset") <= size("out", 1), "offset is within out"),),
+    checks=(
+        spec.check(value("offset") <= size("out", 1), "offset is within out"),
+        spec.check(
+            (stride("k_cache", 0) % 16).eq(0),
+            "k_cache.stride(0) is a multiple of 16",
+            where={"record": ("v41",)},
+        ),
+    ),
     axes=(
         spec.bound("block_size", (2, 64, 256), value("block_size")),
         spec.bound("record", {"v4": 584, "v41": 528}, size("k_cache", 2)),

@@ -136,7 +136,17 @@ KERNEL = KernelSpec(
     checks=[
         check((K % GROUP).eq(0), "a row of input is a whole number of groups"),
         check(numel("output_q") >= numel("input"), "output_q has no fewer rows than input"),
-        check(FLOATS | WORD_COLUMNS, "output_s has a float a group, or columns of words"),
+        check(
+            FLOATS,
+            "output_s of float32 is [rows, K / group_size]",
+            where={"scales": ["float32"]},
+        ),
+        check(
+            WORD_COLUMNS,
+            "output_s of int32 is [rows, ceil(K / group_size / 4)] with strides [1, rows rounded "
+            "up to a multiple of 4]",
+            where={"scales": ["packed"]},
+        ),
     ],
     axes=[
         bound("input", INPUTS, by=dtype_of("input")),

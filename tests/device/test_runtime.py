@@ -25,7 +25,6 @@ from dsv4_aot.runtime import (
     Library,
     NoArtifactError,
 )
-from dsv4_aot.runtime.driver import CudaDriver
 from dsv4_aot.runtime.expr import cdiv, numel, value
 from tests.artifact import write_artifact
 
@@ -233,8 +232,6 @@ def test_another_current_context_is_left_as_it_was(probe: Library) -> None:
     out = fresh()
     kernel = probe.op("probe", out=out)
     torch.cuda.synchronize()
-    with CudaDriver()._current(0):
-        pass
     device = cuda.cuDeviceGet(0)[1]
     try:
         status, context = cuda.cuCtxCreate(None, 0, device)
@@ -261,13 +258,16 @@ def test_capture_needs_a_loaded_kernel_and_then_works(probe: Library) -> None:
         out.add_(0)  # the capture is still good
     done = probe.preload()
     assert (done.kernels, done.cubins) == (1, 1)
+    other = fresh()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         probe.launch("probe", out)
+        probe.launch("probe", other, stream=torch.cuda.current_stream().cuda_stream)
     out.fill_(-1)
     graph.replay()
     torch.cuda.synchronize()
     assert right(out)
+    assert right(other)
 
 
 def test_loading_leaves_a_capture_of_another_thread_alone(probe: Library) -> None:

@@ -71,6 +71,12 @@ def test_what_is_packed(recorded: tuple[Library, RecordingDriver]) -> None:
     assert driver.launches[-1] == dataclasses.replace(launch, stream=2)
 
 
+def test_a_check_is_asked_only_where_it_applies(recorded: tuple[Library, RecordingDriver]) -> None:
+    select = recorded[0].op("gather").select
+    odd = Tensor("uint8", (9, 64, 584), (40001, 584, 1))
+    assert select(**gather_call(k_cache=odd)).choices["record"] == "v4"
+
+
 def test_bound_values_and_rules_choose_the_entry(
     recorded: tuple[Library, RecordingDriver],
 ) -> None:
@@ -116,6 +122,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"block_size": "64"}, "block_size is '64', allowed: an integer"),
     ({"block_size": Tensor("int32", ())}, "block_size is a Tensor, allowed: an integer"),
     ({"offset": 11}, "required: offset is within out; came: offset = 11, out.shape[1] = 10"),
+    ({"k_cache": Tensor("uint8", (9, 64, 528), (40001, 528, 1))},
+     "required: k_cache.stride(0) is a multiple of 16; came: k_cache.stride(0) = 40001"),
     ({"block_size": 256, "k_cache": Tensor("uint8", (9, 256, 584))},
      "block_size is 256, which was not built; built: 2, 64"),
     ({"k_cache": Tensor("uint8", (9, 64, 600))},
