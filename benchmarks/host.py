@@ -26,10 +26,12 @@ from typing import Any
 import torch
 from cuda.bindings import driver as cuda
 
+from dsv4_aot import runtime
 from dsv4_aot.generator.discover import discover
 from dsv4_aot.generator.gpu import current_gpu
 from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.packet import Layout
+from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 200
@@ -43,7 +45,8 @@ _KEPT: list[object] = []
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
-    library = Library.open(options.artifacts)
+    os.environ[FOLDERS_VARIABLE] = str(options.artifacts)
+    library = Library.default()
     arguments = smallest_call(options.kernel)
     report = report_of(library, options.kernel, arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +99,15 @@ def report_of(library: Library, kernel: str, arguments: Mapping[str, Any]) -> di
 def ways(library: Library, kernel: str, arguments: Mapping[str, Any]) -> dict[str, Call]:
     """Every way to launch that can be had here, the floor first."""
     positional = tuple(arguments.values())
-    library.launch(kernel, *positional)
+    runtime.launch(kernel, *positional)
+    names = list(arguments)
     found: dict[str, Call] = {
         "floor": floor(library, kernel, arguments),
         "bound": library.op(kernel, **arguments),
-        "launch": functools.partial(library.launch, kernel, *positional),
-        "launch_by_name": functools.partial(library.launch, kernel, **arguments),
+        "launch": written_out(f"launch({kernel!r}, {', '.join(names)})", arguments),
+        "launch_by_name": written_out(
+            f"launch({kernel!r}, {', '.join(f'{name}={name}' for name in names)})", arguments
+        ),
         "torch_add_": functools.partial(torch.zeros(16, device="cuda").add_, 1.0),
     }
     for name, make in (("triton", _triton), ("cuda_core", _cuda_core)):
@@ -110,6 +116,15 @@ def ways(library: Library, kernel: str, arguments: Mapping[str, Any]) -> dict[st
         except ImportError:
             print(f"{name}: not installed here, left out")
     return found
+
+
+def written_out(call: str, arguments: Mapping[str, Any]) -> Call:
+    """The call as a program would have it, its arguments in local names."""
+    source = f"def make({', '.join(arguments)}):\n    return lambda: {call}\n"
+    scope: dict[str, Any] = {"launch": runtime.launch}
+    exec(source, scope)  # noqa: S102
+    made: Call = scope["make"](**arguments)
+    return made
 
 
 def floor(library: Library, kernel: str, arguments: Mapping[str, Any]) -> Call:

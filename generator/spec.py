@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from dsv4_aot.runtime import schema
-from dsv4_aot.runtime.abi import Dtype, ParamType
+from dsv4_aot.runtime.abi import ITEMSIZE, Dtype, ParamType
 from dsv4_aot.runtime.expr import Node, Operand, lift
 from dsv4_aot.runtime.schema import Access, Choice
 
@@ -29,14 +29,14 @@ def tensor(
     strides: Sequence[Operand | None] | None = None,
     leading: bool = False,
     contiguous: bool = False,
-    align: int = 1,
+    align: int | None = None,
     optional: bool = False,
     access: Access = "read",
     doc: str = "",
 ) -> schema.TensorArg:
     """A tensor argument; see :class:`dsv4_aot.runtime.schema.TensorArg` for the meaning of each.
 
-    ``align`` counts bytes; ``strides`` left out are all free.
+    ``align`` counts bytes and is at least an element; ``strides`` left out are all free.
     """
     dims = tuple(None if dim is None else lift(dim) for dim in shape)
     steps = (
@@ -45,9 +45,12 @@ def tensor(
         else tuple(None if step is None else lift(step) for step in strides)
     )
     dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
+    # A misaligned access would be the end of the context, so no element may be misaligned.
+    least = max(ITEMSIZE[each] for each in dtypes)
     return schema.TensorArg(
         name=name, dtypes=dtypes, shape=dims, strides=steps, leading=leading,
-        contiguous=contiguous, align=align, optional=optional, access=access, doc=doc,
+        contiguous=contiguous, align=max(align or 1, least), optional=optional, access=access,
+        doc=doc,
     )  # fmt: skip
 
 

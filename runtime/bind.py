@@ -71,10 +71,18 @@ class _Writer:
             )
             for index, arg in order
         }
-        self.checks = [
-            Condition(self._check(check), words.check(check)) for check in record.checks
-        ]
-        self.binds = [axis_binding(self.scope, words, *pair) for pair in enumerate(self.bound)]
+        # A value that is more than a name is computed once.
+        self.values: list[str] = []
+        self.binds: list[str] = []
+        self.built: list[Condition] = []
+        for index, axis in enumerate(self.bound):
+            value, condition = axis_binding(self.scope, words, axis)
+            self.built.append(condition)
+            if not value.isidentifier():
+                self.binds.append(f"_b{index} = {value}")
+                value = f"_b{index}"
+            self.values.append(value)
+        self.checks = [Condition(self._check(check), words.check(check)) for check in record.checks]
         self.unserved = words.unserved(self.bound)
 
     # Reading --------------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ class _Writer:
                 allowed = where[axis.name]
                 values = [self.scope.constant(v.when) for v in axis.values if v.choice in allowed]
                 only = f"== {values[0]}" if len(values) == 1 else f"in ({', '.join(values)})"
-                tests.append(f"_b{index} {only}")
+                tests.append(f"{self.values[index]} {only}")
         return tests
 
     # Writing --------------------------------------------------------------------------------------
@@ -193,7 +201,7 @@ class _Writer:
         yield f"def {self.record.name}({signature}):"
         yield "    try:"
         yield from (f"        {line}" for line in self.reading(ask=False))
-        yield from (f"        {line}" for line, _ in self.binds)
+        yield from (f"        {line}" for line in self.binds)
         yield "    except _Exception:"
         yield f"        {refuse}"
         yield "    if not ("
@@ -218,9 +226,8 @@ class _Writer:
             if not condition.early
         ]
         yield from (f"    {line}" for line in self.asking(late))
-        for statement, condition in self.binds:
-            yield f"    {statement}"
-            yield from (f"    {line}" for line in self.asking([condition]))
+        yield from (f"    {line}" for line in self.binds)
+        yield from (f"    {line}" for line in self.asking(self.built))
         yield from (f"    {line}" for line in self.asking(self.checks))
         unserved = f"return {self.unserved.number}, _locals()"
         yield from (f"    {line}" for line in self.dispatch(unserved))
@@ -229,8 +236,7 @@ class _Writer:
 
     def _key(self) -> str:
         """What an entry is found by: the device, the bound values, and the rule that fits."""
-        bound = [f"_b{index}" for index in range(len(self.bound))]
-        return ", ".join(["_dev", *bound, "_rule" if self.ruled else "0", ""]).rstrip()
+        return ", ".join(["_dev", *self.values, "_rule" if self.ruled else "0", ""]).rstrip()
 
     def _unless(self, index: int) -> str:
         optional = self.scope.is_optional(index)
@@ -248,12 +254,17 @@ class _Writer:
 
     def _all(self) -> str:
         """Every condition in one expression, which ends at the first that fails."""
-        lines = []
+        lines, chain = [], ["_dev"]
         for index, group in self.conditions.items():
-            asked = " and ".join(condition.test for condition in group if not condition.implied)
+            unless = self._unless(index)
+            asked = [c for c in group if not c.implied and (unless or c.chained is None)]
+            if not unless:
+                chain += (c.chained for c in group if c.chained is not None)
             if asked:
-                unless = self._unless(index)
-                lines.append(f"({unless}({asked}))" if unless else asked)
+                text = " and ".join(condition.test for condition in asked)
+                lines.append(f"({unless}({text}))" if unless else text)
+        if len(chain) > 1:
+            lines.insert(0, " == ".join(chain))
         lines += [check.test for check in self.checks]
         return "\n        and ".join(lines) or "True"
 

@@ -23,12 +23,14 @@ class Condition(msgspec.Struct, frozen=True):
 
     early: asked before the sizes of the tensor are read.
     implied: what ``call`` does anyway would fail, so it does not ask.
+    chained: the test reads ``<chained> == _dev``, and ``call`` may ask several in one comparison.
     """
 
     test: str
     words: Wording
     early: bool = False
     implied: bool = False
+    chained: str | None = None
 
 
 def tensor_conditions(
@@ -38,7 +40,8 @@ def tensor_conditions(
     scope.constants[f"_D{index}"] = spellings(arg.dtypes)
     yield Condition(f"{name}.dtype in _D{index}", words.dtype(arg), early=True)
     if name != scope.anchor:
-        yield Condition(f"{name}.get_device() == _dev", words.device(arg), early=True)
+        device = f"{name}.get_device()"
+        yield Condition(f"{device} == _dev", words.device(arg), early=True, chained=device)
     if arg.leading:
         yield Condition(f"_len({name}.shape) >= {rank}", words.rank(arg), early=True)
     else:
@@ -89,8 +92,8 @@ def _passed_as(scope: Scope, name: str) -> set[tuple[int, int]]:
     }
 
 
-def axis_binding(scope: Scope, words: Words, index: int, axis: Axis) -> tuple[str, Condition]:
-    """Statement that gives an axis its bound value, and what that value must be.
+def axis_binding(scope: Scope, words: Words, axis: Axis) -> tuple[str, Condition]:
+    """Source of an axis' bound value, and what that value must be.
 
     The lookup of a call's entry implies the condition; it is asked to explain a miss.
     """
@@ -99,11 +102,10 @@ def axis_binding(scope: Scope, words: Words, index: int, axis: Axis) -> tuple[st
         tensor = axis.bind.arg
         value = f"_names[{tensor}.dtype]"
         if scope.is_optional(index_of(scope.arguments, tensor)):
-            value = f"{value} if {tensor} is not None else None"
+            value = f"({value} if {tensor} is not None else None)"
     else:
         value = scope.python(axis.bind.node)
     built = {entry.choices[axis.name] for entry in scope.record.entries}
     allowed = [each.when for each in axis.values if each.choice in built]
-    scope.constants[f"_A{index}"] = frozenset(allowed)
-    explained = words.axis(axis, index, allowed)
-    return f"_b{index} = {value}", Condition(f"_b{index} in _A{index}", explained, implied=True)
+    name = scope.name("_A", frozenset(allowed))
+    return value, Condition(f"{value} in {name}", words.axis(axis, allowed), implied=True)

@@ -98,9 +98,11 @@ class Scope:
 
     def constant(self, value: Choice | float) -> str:
         """Source of a value. Integers are written out, all else is named."""
-        if isinstance(value, (bool, int)):
-            return repr(value)
-        name = f"_K{len(self.constants)}"
+        return repr(value) if isinstance(value, (bool, int)) else self.name("_K", value)
+
+    def name(self, prefix: str, value: object) -> str:
+        """A constant of the namespace, under a new name."""
+        name = f"{prefix}{len(self.constants)}"
         self.constants[name] = value
         return name
 

@@ -65,6 +65,14 @@ class CallEnvironment:
         return int(self.values["_sms"])
 
 
+def bound_value(axis: Axis, values: Values) -> Choice:
+    """What a call binds an axis to."""
+    assert axis.bind is not None
+    if isinstance(axis.bind, DtypeOf):
+        return dtype_name(values[axis.bind.arg].dtype)
+    return expr.evaluate(axis.bind.node, CallEnvironment(values))
+
+
 def amount(node: Node, values: Values) -> str:
     """``8``, or ``8 (= seq_lens.shape[0])`` for what is no constant."""
     number = expr.evaluate(node, CallEnvironment(values))
@@ -173,7 +181,7 @@ class Words:
 
         return self._add(tell)
 
-    def axis(self, axis: Axis, index: int, built: Sequence[Choice]) -> Wording:
+    def axis(self, axis: Axis, built: Sequence[Choice]) -> Wording:
         """A bound value that no cubin was built for."""
         if isinstance(axis.bind, DtypeOf):
             what = f"the dtype of {axis.bind.arg}"
@@ -188,7 +196,7 @@ class Words:
             for when in built
         )
         return self._add(
-            lambda v: f"{what} is {v[f'_b{index}']}, which was not built; built: {names}",
+            lambda v: f"{what} is {bound_value(axis, v)}, which was not built; built: {names}",
             "dsv4-aot list shows every built variant",
         )
 
@@ -196,7 +204,7 @@ class Words:
         """A call for which no dispatch rule chooses the tuned axes."""
 
         def tell(values: Values) -> str:
-            came = [f"{axis.name} = {values[f'_b{i}']}" for i, axis in enumerate(bound)]
+            came = [f"{axis.name} = {bound_value(axis, values)}" for axis in bound]
             return f"no dispatch rule serves this call: {listing(came) or 'no bound axes'}"
 
         return self._add(tell)

@@ -20,6 +20,7 @@ from dsv4_aot.runtime.errors import CompileError, Dsv4AotError
 from dsv4_aot.runtime.expr import Const
 from dsv4_aot.runtime.schema import Entry, Launch, Resources
 from dsv4_aot.runtime.target import Capability
+from tests.artifact import gather_cubins, write_artifact
 
 SPEC = """
 from dsv4_aot.generator.spec import CudaSource, KernelSpec, launch, pointer, tensor
@@ -212,7 +213,7 @@ def test_progress_is_plain_lines_at_times(
     assert capsys.readouterr().err == "building 2/4 b\nbuilding 4/4 d\n"
 
 
-def test_looking_needs_nothing_of_building() -> None:
+def test_looking_needs_nothing_of_building(tmp_path: Path) -> None:
     """A serving machine has no templates engine, no ELF reader and no compiler."""
     code = """
 import sys
@@ -222,7 +223,9 @@ from dsv4_aot.generator.cli import main
 sys.argv[0] = "dsv4-aot"
 main()
 """
-    for arguments, codes in ((["doctor", "--json"], (0, 1)), (["list"], (0,)), (["schema"], (0,))):
+    folder = str(write_artifact(tmp_path / "sm_90a", list(gather_cubins())))
+    looks = ((["doctor", folder, "--json"], (0, 1)), (["list", folder], (0,)), (["schema"], (0,)))
+    for arguments, codes in looks:
         command_line = [sys.executable, "-c", code, *arguments]
         answer = subprocess.run(command_line, capture_output=True, text=True, check=False)
         assert answer.returncode in codes, answer.stderr
