@@ -9,7 +9,6 @@ entry instead of the dispatched one alone, ``artifacts/tuning/<gpu>/<kernel>.jso
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import subprocess
@@ -132,7 +131,7 @@ def _serialized(place: Installed) -> Installed:
         )
         for record in place.manifest.kernels
     )
-    return dataclasses.replace(place, manifest=replace(place.manifest, kernels=kernels))
+    return replace(place, manifest=replace(place.manifest, kernels=kernels))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
