@@ -71,11 +71,11 @@ def compile_source(source: Source, target: Target, scratch: Path | None = None) 
         tempfile.TemporaryDirectory(prefix="dsv4-aot-", dir=scratch) as name,
     ):
         folder = Path(name).resolve()
-        work = folder / "work"
-        _lay_out(source, work)
+        files = folder / "files"
+        _lay_out(source, files)
         with (folder / "log").open("w+", encoding="utf-8", errors="replace") as log:
             try:
-                with _environment(), _output_to(log), contextlib.chdir(work):
+                with _environment(), _output_to(log), contextlib.chdir(files):
                     compiled = _compiler(source).compile_here(source, target)
             except CompileError as error:
                 said = _without(folder, _contents(log) + error.log)
@@ -104,12 +104,12 @@ def _compiler(source: Source) -> Compiler:
     return importlib.import_module(f"{__name__}.{_COMPILERS[source.kind]}")
 
 
-def _lay_out(source: Source, work: Path) -> None:
+def _lay_out(source: Source, files: Path) -> None:
     """Writes the bytes that were hashed, whatever the templates hold by now."""
-    work.mkdir()
+    files.mkdir()
     for (name, _), body in zip(source.files, source.bodies, strict=True):
-        path = work / name
-        if not path.resolve().is_relative_to(work):
+        path = files / name
+        if not path.resolve().is_relative_to(files):
             raise BuildError(f"the source names a file outside its folder: {name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
@@ -155,4 +155,4 @@ def _contents(log: TextIO) -> str:
 
 def _without(folder: Path, text: str) -> str:
     """Paths in the scratch folder as paths under ``templates/``."""
-    return text.replace(f"{folder}/work/", "").replace(str(folder), "")
+    return text.replace(f"{folder}/files/", "").replace(str(folder), "")
