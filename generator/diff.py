@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from dsv4_aot.generator.lock import (
     Change,
     Lock,
@@ -21,7 +23,8 @@ from dsv4_aot.runtime.schema import Manifest
 
 @dataclass(frozen=True)
 class Diff:
-    """Two builds compared: targets, variants by key, toolchain packages by name.
+    """Two builds compared: targets, variants by key, toolchain packages by name. Between two
+    targets a variant goes by the second one's key.
 
     same: number of variants that are equal in bytes and resources.
     """
@@ -54,11 +57,24 @@ def load(path: Path) -> Lock:
 def diff(before: Lock | Manifest, after: Lock | Manifest) -> Diff:
     old = lock_of(before) if isinstance(before, Manifest) else before
     new = lock_of(after) if isinstance(after, Manifest) else after
+    if old.target != new.target:
+        old = _retargeted(old, new.target)
     changed = changes(old, new)
     return Diff(
-        before=old.target,
+        before=before.target,
         after=new.target,
         packages=package_changes(old, new),
         changes=changed,
         same=len(old.entries.keys() | new.entries.keys()) - len(changed),
     )
+
+
+def _retargeted(lock: Lock, target: str) -> Lock:
+    """The same entries under the keys that they would have on another target."""
+
+    def renamed(key: str) -> str:
+        kernel, _, choices = key.split("/")
+        return f"{kernel}/{target}/{choices}"
+
+    entries = {renamed(key): entry for key, entry in lock.entries.items()}
+    return msgspec.structs.replace(lock, entries=entries)

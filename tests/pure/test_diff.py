@@ -66,3 +66,16 @@ def test_changes_as_data(sample: Sample) -> None:
         PackageChange("nvidia-cuda-cccl", lock.toolchain["nvidia-cuda-cccl"], None),
     )
     assert result.same == 2
+
+
+def test_targets_are_compared_variant_by_variant(sample: Sample) -> None:
+    lock = lock_of(sample.manifest)
+    entries = {key.replace("/sm_90a/", "/sm_100a/"): each for key, each in lock.entries.items()}
+    result = diff(lock, replace(lock, target="sm_100a", entries=entries))
+    assert (result.before, result.after, result.changes, result.same) == (
+        "sm_90a",
+        "sm_100a",
+        (),
+        4,
+    )
+    assert not result.empty
