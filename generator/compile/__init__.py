@@ -90,10 +90,7 @@ def compile_source(source: Source, target: Target, scratch: Path | None = None) 
                 raise CompileError(
                     f"{source.entry} failed to compile for {target}: "
                     f"{type(error).__name__}: {_without(folder, str(error))}",
-                    # Where in the device module it happened is what its author needs.
-                    log=_without(
-                        folder, _contents(log) + "".join(traceback.format_exception(error))
-                    ),
+                    log=_without(folder, _contents(log) + _raised(error, folder)),
                 ) from error
             said = _without(folder, _contents(log) + compiled.log)
     return Compiled(compiled.cubin, said, compiled.shared, compiled.ptx)
@@ -151,6 +148,13 @@ def _output_to(log: TextIO) -> Iterator[None]:
 def _contents(log: TextIO) -> str:
     log.seek(0)
     return log.read()
+
+
+def _raised(error: Exception, folder: Path) -> str:
+    """Where in the source's own files an error came from; a compiler's insides help nobody."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(str(folder))]
+    return "".join([*traceback.format_list(own), *traceback.format_exception_only(error)])
 
 
 def _without(folder: Path, text: str) -> str:
