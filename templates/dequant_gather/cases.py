@@ -166,6 +166,68 @@ def correctness() -> list[Case]:
     return cases
 
 
+# Worked out by hand -------------------------------------------------------------------------------
+
+BY_HAND: dict[str, tuple[dict[int, int], dict[int, int]]] = {
+    # Bytes of the second page, which begins at 1728 or 1056, and bf16 bits of the decoded columns.
+    # V4: the second row's data begins at 576, its scales at 2 * 576 + 8, its bf16 tail at 448.
+    "v4": (
+        {
+            576: 0x38, 577: 0x7E,  # 1 and 448, times 2^0
+            640: 0x40, 641: 0x01, 642: 0x80,  # 2, 2^-9 and -0, times 2^1
+            960: 0xB8,  # -1, times 2^-1
+            1024: 0x80, 1025: 0x3F, 1150: 0x00, 1151: 0xC0,  # 1 and -2 as bf16
+            1160: 127, 1161: 128, 1166: 126, 1167: 255,  # scales, and the pad that is none
+        },
+        {
+            0: 0x3F80, 1: 0x43E0, 64: 0x4080, 65: 0x3B80, 66: 0x8000, 384: 0xBF00,
+            448: 0x3F80, 511: 0xC000,
+        },
+    ),
+    # V4.1: the second row begins at 528, its scales 512 bytes on.
+    "v41": (
+        {528: 0x38, 559: 0x08, 560: 0x7E, 1039: 0xFE, 1040: 130, 1041: 120, 1055: 119},
+        {0: 0x4100, 31: 0x3E00, 32: 0x4060, 511: 0xBFE0},  # 8, 2^-3, 3.5 and -1.75
+    ),
+}  # fmt: skip
+
+
+def by_hand(record: str, device: Any, _seed: int) -> dict[str, Any]:
+    """The second row of a request whose only page is the second; the cache is zero otherwise."""
+    stride = {"v4": 1728, "v41": 1056}[record]
+    storage = torch.zeros(2 * stride, dtype=torch.uint8)
+    for position, byte in BY_HAND[record][0].items():
+        storage[stride + position] = byte
+    size = BYTES[record]
+    out = torch.full((1, 3, 512), POISON, dtype=torch.int16, device=device)
+    return {
+        "out": out.view(torch.bfloat16),
+        "k_cache": storage.to(device).as_strided((2, 2, size), (stride, size, 1)),
+        "seq_lens": torch.tensor([2], dtype=torch.int32, device=device),
+        "gather_lens": torch.tensor([1], dtype=torch.int32, device=device),
+        "block_table": torch.tensor([[1, STALE]], dtype=torch.int32, device=device),
+        "offset": 1,
+    }
+
+
+def expected(record: str) -> dict[str, Any]:
+    out = torch.full((1, 3, 512), POISON, dtype=torch.int16)
+    out[0, 1] = 0
+    for column, bits in BY_HAND[record][1].items():
+        out[0, 1, column] = bits - (bits >> 15 << 16)
+    return {"out": out.view(torch.bfloat16)}
+
+
+def worked_out() -> list[Case]:
+    return [
+        Case(f"{record}: by hand", partial(by_hand, record), expected=partial(expected, record))
+        for record in BY_HAND
+    ]
+
+
+# What serving sees --------------------------------------------------------------------------------
+
+
 def timed() -> list[Case]:
     whole = [
         (1, 512), (1, 2048), (1, 8192), (1, 32000), (1, 131072), (1, 262144), (1, 1048576),
@@ -192,4 +254,4 @@ def timed() -> list[Case]:
 
 
 def cases() -> list[Case]:
-    return correctness() + timed()
+    return worked_out() + correctness() + timed()

@@ -193,6 +193,60 @@ def _large() -> Iterator[Call]:
     yield Call(1_100_003, 1, 256, "rows")
 
 
+# Worked out by hand -------------------------------------------------------------------------------
+
+
+def by_hand(device: Any, _seed: int) -> dict[str, Any]:
+    """Two rows of three groups of 32: 448, 1 and nothing; -3, nothing and nothing."""
+    x = torch.zeros(2, 96, dtype=BF16)
+    x[0, 0], x[0, 32], x[1, 0] = 448.0, 1.0, -3.0
+    return {
+        "input": x.to(device),
+        "output_q": torch.full((5, 96), 0x5A, dtype=torch.uint8, device=device).view(E4M3),
+        "output_s": torch.full((6,), -1, dtype=torch.int32, device=device).as_strided(
+            (2, 1), (1, 4)
+        ),
+        "group_size": 32, "eps": 1e-10, "min": -448.0, "max": 448.0,
+    }  # fmt: skip
+
+
+def expected_by_hand() -> dict[str, Any]:
+    """448 / 448 is 2^0 itself: byte 127. 1 / 448 lies between 2^-9 and 2^-8: byte 119, so that 1
+    becomes 256. 3 / 448 lies between 2^-8 and 2^-7: byte 120, -384. Nothing counts as 1e-10, which
+    lies between 2^-34 and 2^-33: byte 94. The fourth byte pads; rows 2 and 3 are zeroed, row 4 is
+    not touched, nor are scales from the third on.
+    """
+    q = torch.zeros(5, 96, dtype=torch.uint8)
+    q[0, 0], q[0, 32], q[1, 0], q[4] = 0x7E, 0x78, 0xFC, 0x5A
+    words = torch.tensor([0x005E777F, 0x005E5E78, -1, -1, -1, -1], dtype=torch.int32)
+    return {"output_q": q.view(E4M3), "output_s": words.as_strided((2, 1), (1, 4))}
+
+
+def by_hand_in_floats(device: Any, _seed: int) -> dict[str, Any]:
+    x = torch.zeros(1, 32, dtype=BF16)
+    x[0, :4] = torch.tensor([127.0, -2.75, 1.9921875, -0.5])
+    return {
+        "input": x.to(device),
+        "output_q": torch.full((1, 32), 0x5A, dtype=INT8, device=device),
+        "output_s": torch.full((1, 1), -1.0, device=device),
+        "group_size": 32, "eps": 1e-10, "min": -128.0, "max": 127.0, "scale_ue8m0": False,
+    }  # fmt: skip
+
+
+def expected_by_hand_in_floats() -> dict[str, Any]:
+    """The scale is 127 / 127, and integers are cut off toward zero."""
+    q = torch.zeros(1, 32, dtype=INT8)
+    q[0, :3] = torch.tensor([127, -2, 1])
+    return {"output_q": q, "output_s": torch.ones(1, 1)}
+
+
+def worked_out() -> list[Case]:
+    return [
+        Case("packed: by hand", by_hand, expected=expected_by_hand),
+        Case("floats: by hand", by_hand_in_floats, expected=expected_by_hand_in_floats),
+    ]
+
+
 TIMED = (
     (7168, 8192), (7168, 1024), (2048, 8192), (1536, 8192), (384, 8192), (7168, 64), (7168, 1),
     (4096, 32768),
@@ -210,4 +264,6 @@ def cases() -> list[Case]:
         Call(8192, 56, 128, "columns"),
         Call(64, 56, 128, "rows", ue8m0=False),
     ]
-    return [call.case() for call in calls] + [call.case(bench=True) for call in timed]
+    return (
+        worked_out() + [call.case() for call in calls] + [call.case(bench=True) for call in timed]
+    )
