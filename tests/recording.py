@@ -8,8 +8,10 @@ import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.abi import PARAM_FORMAT
 from dsv4_aot.runtime.driver import WRONG_CONTEXT, Device
 from dsv4_aot.runtime.errors import DriverError
@@ -19,6 +21,7 @@ from dsv4_aot.runtime.schema import Entry, Launch
 from dsv4_aot.runtime.target import Capability
 
 H200 = Device(0, "NVIDIA H200", Capability(9, 0), 132, 227 << 10)
+B200 = Device(1, "NVIDIA B200", Capability(10, 0), 148, 227 << 10)
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,9 @@ class RecordingDriver:
 
     def explain(self, status: int) -> str:
         return f"status {status}" + (" (wrong context)" if status in WRONG_CONTEXT else "")
+
+
+def open_recorded(*folders: Path, **changes: Any) -> tuple[Library, RecordingDriver]:
+    """The library of these folders and the driver it records on; ``changes`` are its fields."""
+    driver = RecordingDriver(Library.open(*folders).installed, **changes)
+    return Library(driver.installed, driver), driver

@@ -1,6 +1,7 @@
 """What the GPU tests share: the built kernels, their cases, and why nothing runs where nothing can.
 
-Artifacts come from ``$DSV4_AOT_ARTIFACTS`` or ``artifacts/build``, kernels from the checkout.
+Artifacts come from ``$DSV4_AOT_ARTIFACTS`` or ``artifacts/build``, kernels from the checkout; the
+probe alone is compiled here.
 Without a GPU or artifacts the whole folder is skipped, and torch is not even imported.
 """
 
@@ -20,6 +21,8 @@ from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.driver import CudaDriver
 from dsv4_aot.runtime.errors import Dsv4AotError
 from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, Installed, find
+from tests.artifact import write_artifact
+from tests.device.probe import KINDS, PROBE, nvrtc_cubin
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +133,31 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
+def target() -> str:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(0)
+    if major < 9:
+        pytest.skip("the probe uses clusters, which begin with compute capability 9.0")
+    return f"sm_{major}{minor}a"
+
+
+@pytest.fixture(scope="session")
+def cubin(target: str) -> bytes:
+    return nvrtc_cubin(target)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, target: str, cubin: bytes) -> Path:
+    return write_artifact(tmp_path / target, [(PROBE, {"kind": k}, cubin) for k in KINDS], target)
+
+
+@pytest.fixture
+def probe(folder: Path) -> Library:
+    return Library.open(folder)
 
 
 @pytest.fixture(autouse=True)

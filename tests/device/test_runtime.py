@@ -1,22 +1,17 @@
-"""The runtime on a real driver: contexts, threads, captures, foreign tensors, and no JIT.
+"""The runtime on a real driver: contexts, threads, captures, foreign tensors and devices.
 
 The kernel is compiled here by NVRTC for the device at hand, so nothing but the runtime is tested.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from dsv4_aot.generator import spec
 from dsv4_aot.runtime import (
     ArgumentError,
     CaptureError,
@@ -25,101 +20,11 @@ from dsv4_aot.runtime import (
     Library,
     NoArtifactError,
 )
-from dsv4_aot.runtime.expr import cdiv, numel, value
 from tests.artifact import write_artifact
+from tests.device.probe import KINDS, PROBE
 
 if TYPE_CHECKING:
     import torch
-
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "shared": {"shared": 200 << 10},
-    "cluster": {"cluster": 2},
-    "wide_cluster": {"cluster": 16},
-    "programmatic": {"programmatic": True},
-}
-"""Launch geometry of each choice: what has to be opted in, or stands in an attribute."""
-ROOT = Path(__file__).parents[2]
-
-
-def blocks(kind: str) -> Any:
-    cluster = KINDS[kind].get("cluster", 1)
-    return cdiv(numel("out"), 128 * cluster) * cluster
-
-
-PROBE = spec.KernelSpec(
-    name="probe",
-    summary="out[i] = value + i + cluster size, by way of shared memory where there is any",
-    arguments=(
-        spec.tensor("out", "int32", (None,), contiguous=True, access="write"),
-        spec.scalar("value", "int", default=5),
-    ),
-    axes=(spec.tuned("kind", tuple(KINDS)),),
-    rules=(spec.rule(kind="plain"),),
-    params=(
-        spec.pointer("out"),
-        spec.number("value", "i32", value("value")),
-        spec.number("count", "i64", numel("out")),
-        spec.number("shared", "i32", 0),
-    ),
-    launch=lambda choices: spec.launch((blocks(choices["kind"]),), 128, **KINDS[choices["kind"]]),
-    source=spec.CudaSource(entry="probe"),
-)
-SOURCE = """
-extern "C" __global__ void probe(int* out, int value, long long count, int) {
-  extern __shared__ int scratch[];
-  unsigned cluster, bytes;
-  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(cluster));
-  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-  if (bytes) {
-    volatile int* last = scratch + bytes / 4 - 128;
-    last[threadIdx.x] = value;
-    value = last[threadIdx.x];
-  }
-  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i < count) out[i] = value + (int)i + cluster;
-}
-"""
-
-
-def nvrtc_cubin(target: str) -> bytes:
-    from cuda.bindings import nvrtc
-
-    def call(name: str, *args: Any) -> Any:
-        status, *results = getattr(nvrtc, name)(*args)
-        assert int(status) == 0, f"{name}: {status}"
-        return results[0] if results else None
-
-    program = call("nvrtcCreateProgram", SOURCE.encode(), b"probe.cu", 0, None, None)
-    call("nvrtcCompileProgram", program, 1, [f"--gpu-architecture={target}".encode()])
-    cubin = bytearray(call("nvrtcGetCUBINSize", program))
-    call("nvrtcGetCUBIN", program, cubin)
-    return bytes(cubin)
-
-
-@pytest.fixture(scope="module")
-def target() -> str:
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(0)
-    if major < 9:
-        pytest.skip("the probe uses clusters, which begin with compute capability 9.0")
-    return f"sm_{major}{minor}a"
-
-
-@pytest.fixture(scope="module")
-def cubin(target: str) -> bytes:
-    return nvrtc_cubin(target)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, target: str, cubin: bytes) -> Path:
-    return write_artifact(tmp_path / target, [(PROBE, {"kind": k}, cubin) for k in KINDS], target)
-
-
-@pytest.fixture
-def probe(folder: Path) -> Library:
-    return Library.open(folder)
 
 
 def fresh(count: int = 1000, index: int = 0) -> torch.Tensor:
@@ -402,61 +307,3 @@ def test_devices_are_told_apart(probe: Library) -> None:
                 torch.cuda.synchronize(index)
                 assert right(out, 12)
             assert torch.cuda.current_device() == current
-
-
-ALONE = """
-import ctypes, json, sys
-from dsv4_aot import runtime
-
-cuda = ctypes.CDLL("libcuda.so.1")
-context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
-assert cuda.cuInit(0) == 0
-assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
-assert cuda.cuCtxSetCurrent(context) == 0
-assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(4000)) == 0
-
-class Out:
-    __cuda_array_interface__ = {
-        "version": 3, "typestr": "<i4", "shape": (1000,), "data": (pointer.value, False),
-    }
-
-library = runtime.Library.open(sys.argv[1])
-library.launch("probe", Out())
-host = (ctypes.c_int32 * 1000)()
-assert cuda.cuMemcpyDtoH_v2(host, pointer, ctypes.c_size_t(4000)) == 0
-runtime.strict()
-unwanted = {"torch", "cutlass", "triton", "jinja2", "click", "numpy", "cuda.bindings.nvrtc"}
-print(json.dumps({"right": list(host) == list(range(6, 1006)),
-                  "loaded": sorted(unwanted & set(sys.modules))}))
-"""
-WITH_TORCH = """
-import torch
-from dsv4_aot import runtime
-
-torch.zeros(1, device="cuda")
-runtime.strict(allow=("torch",))
-from cuda.bindings import nvrtc
-try:
-    runtime.strict(allow=("torch",))
-except runtime.JitError as error:
-    assert "cuda.bindings.nvrtc" in str(error), error
-else:
-    raise SystemExit("an imported compiler was not found")
-"""
-
-
-def run_alone(program: str, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *args],
-        capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_launch_without_torch_has_no_compiler_about(folder: Path) -> None:
-    assert json.loads(run_alone(ALONE, str(folder))) == {"right": True, "loaded": []}
-
-
-def test_torch_is_no_compiler_but_nvrtc_is(probe: Library) -> None:
-    run_alone(WITH_TORCH)
