@@ -224,8 +224,8 @@ class Case:
         None, the written tensors poisoned. The reference is run on a clone of all of them, and
         the whole storage behind every written tensor must then agree, so untouched bytes count.
     tolerance: None asks for equal bytes.
-    expected: ``expected()`` gives written tensors as worked out by hand, on the CPU. The reference is
-        held against them, so every kernel has such a case.
+    expected: ``expected()`` gives written tensors as worked out by hand, on the CPU. The
+        reference is held against them, so every kernel has such a case.
     read, write: least bytes moved, for benchmarks; flops likewise.
     bench: whether the benchmark times this case. Figures from elsewhere go to the benchmark docs.
     memory: device bytes needed, so that a smaller GPU can skip it and say so.
