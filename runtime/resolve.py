@@ -125,7 +125,7 @@ def select(
     """
     having = [(place, record) for place in installed if (record := place.kernel(name)) is not None]
     if installed and not having:
-        raise _unknown(name, {r.name for place in installed for r in place.manifest.kernels})
+        raise unknown(name, {r.name for place in installed for r in place.manifest.kernels})
     accepted, rejected = rank_targets({place.target for place, _ in having}, capability)
     if not accepted:
         reasons = {verdict.target: verdict.reason for verdict in rejected}
@@ -139,7 +139,8 @@ def select(
     return max(best, key=lambda pair: len(pair[1].entries))
 
 
-def _unknown(name: str, known: Iterable[str]) -> UnknownKernelError:
+def unknown(name: str, known: Iterable[str]) -> UnknownKernelError:
+    """The error for a kernel that is none of ``known``."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3)
     return UnknownKernelError(

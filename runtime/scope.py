@@ -63,6 +63,15 @@ def local(arguments: tuple[Argument, ...], node: Node) -> str:
     return f"_{letter}{index}_{dim}"
 
 
+def refuse_names(record: KernelRecord) -> None:
+    """Raises ManifestError for a name that no function or argument can have."""
+    for arg in record.arguments:
+        if keyword.iskeyword(arg.name) or arg.name in RESERVED:
+            raise ManifestError(f"{record.name}: an argument may not be named {arg.name!r}")
+    if keyword.iskeyword(record.name):
+        raise ManifestError(f"a kernel may not be named {record.name!r}")
+
+
 class Scope:
     """The names of one kernel's functions.
 
@@ -75,11 +84,7 @@ class Scope:
     def __init__(self, record: KernelRecord) -> None:
         self.record = record
         self.arguments = record.arguments
-        for arg in self.arguments:
-            if keyword.iskeyword(arg.name) or arg.name in RESERVED:
-                raise ManifestError(f"{record.name}: an argument may not be named {arg.name!r}")
-        if keyword.iskeyword(record.name):
-            raise ManifestError(f"a kernel may not be named {record.name!r}")
+        refuse_names(record)
         self.constants: dict[str, Any] = {
             "_MISSING": MISSING, "_type": type, "_int": int, "_float": float, "_bool": bool,
             "_len": len, "_locals": locals, "_names": NAMES, "_Exception": Exception,

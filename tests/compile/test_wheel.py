@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import Sample
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("generator", "runtime", "templates")
+FOLDERS = ("generator", "integrations", "runtime", "templates")
 DEPENDENCIES = ("cuda-bindings", "cuda-pathfinder", "msgspec")
 MOST_BYTES = 12_000_000
 
@@ -70,7 +70,7 @@ def runtime_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_runtime_wheel_holds_the_three_packages_and_nothing_else(runtime_wheel: Path) -> None:
+def test_runtime_wheel_holds_the_four_packages_and_nothing_else(runtime_wheel: Path) -> None:
     names = set(zipfile.ZipFile(runtime_wheel).namelist())
     info = f"dsv4_aot-{metadata.version('dsv4-aot')}.dist-info"
     assert {name for name in names if not name.startswith(info)} == shipped()

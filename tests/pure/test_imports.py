@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-TREES = ("runtime", "generator", "templates")
+TREES = ("runtime", "generator", "templates", "integrations")
 
 ORDER = """
 runtime.errors
@@ -43,6 +43,7 @@ generator.build
 generator.lock generator.records generator.coverage generator.verify generator.gpu generator.trial
 generator.pack generator.wheel generator.validate generator.diff
 generator.cli
+integrations
 """
 """A line may import the lines above it. A folder's name stands for the folder's modules."""
 
@@ -53,6 +54,8 @@ LAZY = {
     ("generator.cli", "dsv4_aot.generator.cli.app"),
     # Validation needs torch, the other commands do not.
     ("generator.cli.hardware", "dsv4_aot.generator.validate"),
+    # Importing an integration does nothing; a registration says in one line what is missing.
+    ("integrations.torch_ops", "torch"),
 }
 """The only imports inside functions, with their reasons."""
 
@@ -164,6 +167,17 @@ def _one_place(module: str, target: str) -> bool:
         within(module, place) and within(target, place)
         for place in ("generator.compile", "generator.cli", "templates")
     )
+
+
+def test_integrations_see_the_runtime_alone() -> None:
+    """And nothing sees them: serving has no generator, and a launch no framework."""
+    pairs = {(found.module, own(found.name)) for found in imports() if own(found.name)}
+    seen = {target for module, target in pairs if within(module, "integrations")}
+    assert "runtime.library" in seen
+    assert not {t for t in seen if not within(str(t), "runtime") and t != "integrations"}
+    assert not [
+        p for p in pairs if within(str(p[1]), "integrations") and not within(p[0], str(p[1]))
+    ]
 
 
 def test_every_module_has_its_place() -> None:

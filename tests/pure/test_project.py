@@ -59,7 +59,7 @@ def test_runtime_dependencies_are_two() -> None:
 def test_packages_are_the_folders() -> None:
     """Written out in pyproject.toml, since folders map to a namespace package."""
     declared = set(PROJECT["tool"]["setuptools"]["packages"])
-    folders = {"generator", "runtime", "templates"}
+    folders = {"generator", "integrations", "runtime", "templates"}
     found = {
         "dsv4_aot." + ".".join(path.parent.relative_to(ROOT).parts)
         for folder in folders
@@ -72,13 +72,13 @@ def test_packages_are_the_folders() -> None:
 
 def test_type_checker_sees_the_folders() -> None:
     links = {link.name: link for link in (ROOT / ".typing/dsv4_aot").iterdir()}
-    assert links.keys() == {"generator", "runtime", "templates"}
+    assert links.keys() == {"generator", "integrations", "runtime", "templates"}
     for name, link in links.items():
         assert link.is_symlink() and link.resolve() == ROOT / name
 
 
 def test_no_module_is_two() -> None:
-    for folder in ("generator", "runtime", "templates", "benchmarks"):
+    for folder in ("generator", "integrations", "runtime", "templates", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             lines = len(path.read_text().splitlines())
             assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines"
@@ -130,10 +130,10 @@ def test_architecture_has_the_order_of_imports() -> None:
     order = re.search(r"^    runtime  .*?\n\n", text, re.MULTILINE | re.DOTALL)
     assert order is not None
     stages = re.sub(r" {2,}[a-z][A-Za-z ,]*$", "", order[0], flags=re.MULTILINE)
-    named = set(re.findall(r"[a-z_]+", stages)) - {"runtime", "generator"}
+    named = set(re.findall(r"[a-z_]+", stages)) - {"runtime", "generator", "integrations"}
     found = {
         path.stem if path.is_file() else path.name
-        for folder in ("runtime", "generator")
+        for folder in ("runtime", "generator", "integrations")
         for path in (ROOT / folder).iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }

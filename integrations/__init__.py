@@ -1,0 +1,1 @@
+"""The runtime's kernels inside other frameworks. Nothing is registered by importing."""
