@@ -155,7 +155,9 @@ def _triton(values: Sequence[Any]) -> Call:
 
     source = f"def nothing({', '.join(f'a{i}' for i in range(len(values)))}):\n    pass\n"
     # Triton reads a function's source from its file.
-    path = Path(f"/tmp/dsv4_aot_nothing_{len(values)}.py")  # noqa: S108
+    folder = tempfile.TemporaryDirectory(prefix="dsv4-aot-")
+    _KEPT.append(folder)
+    path = Path(folder.name) / "nothing.py"
     path.write_text(source)
     namespace: dict[str, Any] = {}
     exec(compile(source, str(path), "exec"), namespace)  # noqa: S102
