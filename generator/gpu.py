@@ -21,7 +21,7 @@ class Gpu:
     """One CUDA device as records name it.
 
     slug: file name of its records, ``nvidia-h200``. driver: its version, ``580.159.04``.
-    memory: bytes. sms: number of multiprocessors. l2: bytes of its L2 cache.
+    memory: bytes.
     """
 
     index: int
@@ -29,8 +29,6 @@ class Gpu:
     capability: Capability
     driver: str
     memory: int
-    sms: int
-    l2: int
 
     @property
     def slug(self) -> str:
@@ -56,8 +54,6 @@ def current_gpu(index: int | None = None) -> Gpu:
         capability=Capability(properties.major, properties.minor),
         driver=driver_version(),
         memory=properties.total_memory,
-        sms=properties.multi_processor_count,
-        l2=properties.L2_cache_size,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from dsv4_aot.generator import spec
+from dsv4_aot.generator.discover import record as record_of
 from dsv4_aot.runtime import manifest as manifests
 from dsv4_aot.runtime.abi import lay_out
 from dsv4_aot.runtime.expr import cdiv, present, size, stride, value
@@ -156,19 +157,6 @@ def entry_of(kernel: spec.KernelSpec, choices: dict[str, Choice], cubin: bytes) 
         launch=kernel.launch(choices),
         resources=Resources(registers=32, stack=0, local=0, shared=0, spills=0, code=len(cubin)),
         build_key="0" * 64,
-    )
-
-
-def record_of(kernel: spec.KernelSpec, entries: Sequence[Entry]) -> KernelRecord:
-    return KernelRecord(
-        name=kernel.name,
-        summary=kernel.summary,
-        arguments=tuple(kernel.arguments),
-        checks=tuple(kernel.checks),
-        axes=tuple(kernel.axes),
-        domain=kernel.products(),
-        rules=tuple(kernel.rules),
-        entries=tuple(entries),
     )
 
 
