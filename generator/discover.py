@@ -21,8 +21,8 @@ import msgspec
 
 from dsv4_aot import templates
 from dsv4_aot.generator.spec import Case, KernelSpec
+from dsv4_aot.runtime.consistency import kernel_problems
 from dsv4_aot.runtime.errors import SpecError
-from dsv4_aot.runtime.manifest import kernel_problems
 from dsv4_aot.runtime.schema import Entry, KernelRecord
 
 ROOT = Path(templates.__file__).resolve().parent
@@ -34,9 +34,9 @@ _PACKAGE = templates.__name__
 _CHOICE_TEXT = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelFolder:
-    """One kernel: its folder, and what its ``kernel.py`` declares.
+    """One kernel: its folder, and what its ``kernel.py`` declared when it was discovered.
 
     package: the import package of the templates that the folder belongs to.
     """

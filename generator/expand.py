@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from dsv4_aot.generator.discover import KernelFolder, record
 from dsv4_aot.generator.spec import KernelSpec, SourceSpec
 from dsv4_aot.runtime.abi import lay_out
+from dsv4_aot.runtime.consistency import kernel_problems
 from dsv4_aot.runtime.errors import Dsv4AotError, SpecError
-from dsv4_aot.runtime.manifest import kernel_problems
 from dsv4_aot.runtime.schema import (
     Choice,
     Entry,
@@ -106,6 +106,7 @@ def parse_key(text: str) -> VariantKey:
     return VariantKey(kernel, Target.parse(target), {name: value for name, _, value in pairs})
 
 
+@lru_cache(maxsize=256)
 def expand(folder: KernelFolder, target: Target) -> tuple[Variant, ...]:
     """The variants that calls in the spec's domain can reach, in the order of domain and rules.
 

@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from dsv4_aot.generator.render import Source, quoted_includes
+from dsv4_aot.generator.render import Source, directives, quoted_includes
 from dsv4_aot.generator.toolchain import Toolchain
 from dsv4_aot.runtime.errors import BuildError, SpecError
 from dsv4_aot.runtime.target import Target
@@ -24,8 +24,9 @@ _OPTIONS = re.compile(
     r"|ptxas-options=-?-[A-Za-z0-9=_-]+|define-macro=\w+(?:=[\w.]+)?|diag-suppress=\d+(?:,\d+)*)"
 )
 """The NVRTC options whose whole effect is in their text: none of them names a file."""
-_CLOCK = re.compile(r"\b__(?:DATE|TIME|TIMESTAMP)__\b")
-_READS = re.compile(r"^[ \t]*#[ \t]*embed\b", re.MULTILINE)
+_CLOCK = re.compile(r"__(?<!\w__)(?:DATE|TIME|TIMESTAMP)__\b")
+"""A whole word; the literal stands first because that is what a search is quick to find."""
+_READS = re.compile(r"#[ \t]*embed\b")
 
 
 def build_key(source: Source, toolchain: Toolchain, target: Target) -> str:
@@ -73,7 +74,7 @@ def _refuse_unseen_text(text: str, names: list[str]) -> None:
     clock = _CLOCK.search(text)
     if clock:
         raise BuildError(f"{clock[0]} makes every build different", tip="remove it")
-    if _READS.search(text):
+    if any(directives(_READS, text)):
         raise BuildError("#embed reads a file that the key cannot see", tip="use #include")
     try:
         unseen = [name for name in quoted_includes(text) if not _listed(name, names)]

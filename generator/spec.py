@@ -36,7 +36,8 @@ def tensor(
 ) -> schema.TensorArg:
     """A tensor argument; see :class:`dsv4_aot.runtime.schema.TensorArg` for the meaning of each.
 
-    ``align`` counts bytes and is at least an element; ``strides`` left out are all free.
+    ``align`` counts bytes; that an element is aligned to its own size is asked in any case.
+    ``strides`` left out are all free.
     """
     dims = tuple(None if dim is None else lift(dim) for dim in shape)
     steps = (
@@ -45,8 +46,7 @@ def tensor(
         else tuple(None if step is None else lift(step) for step in strides)
     )
     dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
-    # A misaligned access would be the end of the context, so no element may be misaligned.
-    least = max(ITEMSIZE[each] for each in dtypes)
+    least = min(ITEMSIZE[each] for each in dtypes)
     return schema.TensorArg(
         name=name, dtypes=dtypes, shape=dims, strides=steps, leading=leading,
         contiguous=contiguous, align=max(align or 1, least), optional=optional, access=access,
@@ -104,6 +104,7 @@ def tuned(name: str, values: Sequence[Choice]) -> schema.Axis:
 
 
 def dtype_of(arg: str) -> schema.DtypeOf:
+    """The element type of a tensor; ``"absent"`` where it is optional and was not given."""
     return schema.DtypeOf(arg=arg)
 
 

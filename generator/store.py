@@ -78,16 +78,16 @@ class Store:
 
         Raises BuildError when the folder may not be read.
         """
-        folder = self.folder(build_key)
+        folder = str(self.folder(build_key))
         try:
-            record = _unseal((folder / _RECORD).read_bytes())
+            record = _unseal(_read(folder, _RECORD))
             if (
                 record is None
                 or record.build_key != build_key
                 or not record.files.keys() >= {_CUBIN, _LOG}
             ):
                 return None
-            bodies = {name: (folder / name).read_bytes() for name in record.files}
+            bodies = {name: _read(folder, name) for name in record.files}
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -201,6 +201,12 @@ def _remove(folder: Path, lock: FileLock) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _lock_of(folder).unlink(missing_ok=True)
     lock.release()
+
+
+def _read(folder: str, name: str) -> bytes:
+    """Without pathlib and buffers: an unchanged build spends most of its time on this."""
+    with open(f"{folder}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()
 
 
 def _hash(data: bytes) -> str:

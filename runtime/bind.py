@@ -95,7 +95,8 @@ class _Writer:
             if arg.leading:
                 if letter == "n" or used:
                     lines.append(f"_{letter}{index} = {name}.{read}")
-                lines += [f"{x} = _{letter}{index}[-{x.rpartition('m')[2]}]" for x in used]
+                dims = {x: x.rpartition("_")[2].replace("m", "-") for x in used}
+                lines += [f"{x} = _{letter}{index}[{dim}]" for x, dim in dims.items()]
             elif letter == "n" or used:
                 targets = "".join(f"_{letter}{index}_{d}, " for d in range(len(arg.shape)))
                 lines.append(f"{targets.rstrip() or '()'} = {name}.{read}")

@@ -12,7 +12,7 @@ import msgspec
 
 from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.abi import PARAM_RANGE
-from dsv4_aot.runtime.schema import Axis, DtypeOf, Number, ScalarArg, TensorArg
+from dsv4_aot.runtime.schema import ABSENT, Axis, DtypeOf, Number, ScalarArg, TensorArg
 from dsv4_aot.runtime.scope import Scope, index_of
 from dsv4_aot.runtime.tensor import spellings
 from dsv4_aot.runtime.wording import Wording, Words
@@ -59,8 +59,27 @@ def tensor_conditions(
             yield Condition(test, words.stride(arg, dim, step))
     if arg.contiguous:
         yield Condition(f"{name}.is_contiguous()", words.contiguous(arg))
-    if arg.align > 1:
-        yield Condition(f"not _p{index} & {arg.align - 1}", words.aligned(arg, index))
+    aligned = _alignment(scope, index, arg)
+    if aligned:
+        yield Condition(aligned, words.aligned(arg, index))
+
+
+def _alignment(scope: Scope, index: int, arg: TensorArg) -> str:
+    """Source of the condition on the address; empty where any will do.
+
+    What suits every dtype is asked first, so that only an address that does not costs a look at
+    the tensor's own: a misaligned access would be the end of the context.
+    """
+    tests = []
+    for need in sorted({arg.alignment(dtype) for dtype in arg.dtypes}, reverse=True):
+        suited = [dtype for dtype in arg.dtypes if arg.alignment(dtype) <= need]
+        asked = [] if need == 1 else [f"not _p{index} & {need - 1}"]
+        if len(suited) < len(arg.dtypes):
+            asked.append(f"{arg.name}.dtype in {scope.name('_S', spellings(suited))}")
+        if asked:
+            tests.append(" and ".join(asked))
+    text = " or ".join(tests)
+    return f"({text})" if len(tests) > 1 else text
 
 
 def scalar_conditions(scope: Scope, words: Words, arg: ScalarArg) -> Iterator[Condition]:
@@ -85,8 +104,8 @@ def _passed_as(scope: Scope, name: str) -> set[tuple[int, int]]:
     """Ranges of the integer parameters that take the argument as it is."""
     return {
         PARAM_RANGE[param.type]
-        for entry in scope.record.entries
-        for param in entry.params
+        for params in scope.lists
+        for param in params
         if isinstance(param.source, Number) and param.source.node == expr.Value(name)
         if param.type in PARAM_RANGE
     }
@@ -102,7 +121,7 @@ def axis_binding(scope: Scope, words: Words, axis: Axis) -> tuple[str, Condition
         tensor = axis.bind.arg
         value = f"_names[{tensor}.dtype]"
         if scope.is_optional(index_of(scope.arguments, tensor)):
-            value = f"({value} if {tensor} is not None else None)"
+            value = f"({value} if {tensor} is not None else {scope.constant(ABSENT)})"
     else:
         value = scope.python(axis.bind.node)
     built = {entry.choices[axis.name] for entry in scope.record.entries}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, Union
+from typing import Literal, NamedTuple, Protocol, Union
 
 import msgspec
 
@@ -42,6 +42,9 @@ class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     def __floordiv__(self, other: Operand) -> Apply:
         return _apply("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Operand) -> Apply:
+        return _apply("floordiv", other, self)
 
     def __mod__(self, other: Operand) -> Apply:
         return _apply("mod", self, other)
@@ -339,11 +342,15 @@ def to_text(node: Node) -> str:
     return f"{node.fn}({left}, {right})" if infix is None else f"({left} {infix} {right})"
 
 
-def problems(node: Node, tensors: dict[str, int | None], scalars: set[str]) -> Iterator[str]:
-    """What makes a node unusable: unknown arguments, dims out of range, possible zero divisors.
+class Rank(NamedTuple):
+    """``least`` dims, or more of them in front where ``leading``."""
 
-    ``tensors`` gives the rank of each tensor argument, None where any rank is allowed.
-    """
+    least: int
+    leading: bool
+
+
+def problems(node: Node, tensors: Mapping[str, Rank], scalars: set[str]) -> Iterator[str]:
+    """What makes a node unusable: unknown arguments, dims out of range, possible zero divisors."""
     if _is_too_large(node):
         yield f"an expression is nested over {MAX_DEPTH} deep, or writes over {MAX_TERMS} terms"
         return
@@ -352,11 +359,10 @@ def problems(node: Node, tensors: dict[str, int | None], scalars: set[str]) -> I
             if part.arg not in tensors:
                 yield f"{to_text(part)}: there is no tensor argument {part.arg!r}"
             else:
-                rank = tensors[part.arg]
-                if rank is None and part.dim >= 0:
-                    yield f"{to_text(part)}: count dims from the end, {part.arg} has any rank"
-                elif rank is not None and not -rank <= part.dim < rank:
-                    yield f"{to_text(part)}: {part.arg} has rank {rank}"
+                rank, leading = tensors[part.arg]
+                if not -rank <= part.dim < rank:
+                    more = " or more, counted from either end" if leading else ""
+                    yield f"{to_text(part)}: {part.arg} has rank {rank}{more}"
         elif isinstance(part, (Numel, Present)) and part.arg not in tensors:
             yield f"{to_text(part)}: there is no tensor argument {part.arg!r}"
         elif isinstance(part, Value) and part.arg not in scalars:

@@ -157,7 +157,6 @@ class Library:
 
     def first_call(self, name: str, calls: dict[str, Call]) -> Call:
         """What a name stands for until its kernel is called, whose function then replaces it."""
-        self._record(name)
 
         def first(*args: Any, **kwargs: Any) -> None:
             function = self.function(name, self._device_of(args, kwargs), {})
@@ -222,7 +221,7 @@ class Library:
     def _names(self, capability: Capability) -> list[str]:
         accepted, _ = rank_targets({p.target for p in self.installed}, capability)
         return sorted(
-            {r.name for p in self.installed if p.target in accepted for r in p.manifest.kernels}
+            {name for p in self.installed if p.target in accepted for name in p.manifest.names}
         )
 
     def catalog(self) -> list[Listed]:

@@ -1,7 +1,8 @@
 """Reading and writing manifests, strictly.
 
 One ``manifest.json`` per target lies beside its cubins. :mod:`dsv4_aot.runtime.schema` says what
-it holds; what a schema cannot say is checked here, before anything in it is used.
+it holds. Nothing in it is used before it is checked; nothing is checked before it is needed, since
+every start reads manifests and few need all of them.
 """
 
 from __future__ import annotations
@@ -10,31 +11,22 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from dsv4_aot.runtime import expr
-from dsv4_aot.runtime.abi import lay_out
+from dsv4_aot.runtime.consistency import kernel_problems
 from dsv4_aot.runtime.errors import CorruptArtifactError, Dsv4AotError, ManifestError
-from dsv4_aot.runtime.expr import Node
 from dsv4_aot.runtime.schema import (
     SCHEMA,
-    Argument,
-    Choice,
-    DtypeOf,
     Entry,
-    Expression,
+    Identifier,
     KernelRecord,
     Manifest,
-    Number,
-    Param,
-    Pointer,
-    ScalarArg,
-    TensorArg,
-    choices_text,
+    Sha256,
+    Validation,
 )
 from dsv4_aot.runtime.target import Target
 
@@ -42,41 +34,155 @@ FILE_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_CUBIN_BYTES = 64 << 20
 
+T = TypeVar("T")
+
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON, one byte string per manifest; on one line, since every start reads it."""
-    return msgspec.json.encode(manifest, order="deterministic") + b"\n"
+    return _canonical(manifest) + b"\n"
 
 
 def decode(data: bytes) -> Manifest:
-    """Raises ManifestError unless ``data`` is a valid manifest."""
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            f"the manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed"
-        )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            f"the manifest does not fit schema {SCHEMA}: {error}",
-            tip="rebuild it, or install the runtime of the same release",
-        ) from error
-    if encode(manifest) != data:
-        _refuse_duplicate_keys(data)
-    for problem in _problems(manifest):
-        raise ManifestError(f"the manifest contradicts itself: {problem}")
-    return manifest
+    """Everything, checked. Raises ManifestError unless ``data`` is a valid manifest."""
+    return Reader(data).whole()
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of an artifact folder. Raises ManifestError."""
+    """The manifest of an artifact folder, all of it checked. Raises ManifestError."""
+    return reader(folder).whole()
+
+
+def reader(folder: Path) -> Reader:
+    """The manifest of an artifact folder, to be checked as it is read. Raises ManifestError."""
     path = folder / FILE_NAME
     try:
-        return decode(_read_plain_file(path, MAX_MANIFEST_BYTES))
+        return Reader(_read_plain_file(path, MAX_MANIFEST_BYTES), path)
     except CorruptArtifactError as error:
         raise ManifestError(error.message, tip=error.tip) from error
-    except ManifestError as error:
-        raise ManifestError(f"{path}: {error.message}", tip=error.tip) from error
+
+
+class _Cover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A manifest whose lists are still as they stand in the file."""
+
+    schema: Literal[1]
+    target: str
+    version: str
+    toolchain: dict[str, str]
+    source_digest: Sha256
+    kernels: tuple[msgspec.Raw, ...]
+    validation: msgspec.Raw
+
+
+class _Named(msgspec.Struct, frozen=True):
+    name: Identifier
+
+
+class Reader:
+    """A manifest of which each part is decoded and checked when it is first asked for.
+
+    The fields that are no lists are checked at once. Whatever is asked for may raise ManifestError.
+    Any thread may ask.
+    """
+
+    def __init__(self, data: bytes, path: Path | None = None) -> None:
+        """``path``: what errors call the file."""
+        self._path = path
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise self._refusal(f"has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are allowed")
+        cover = self._decode(data, _Cover)
+        canonical = _canonical(cover)
+        if not (data.startswith(canonical) and len(data) == len(canonical) + 1):
+            self._refuse_duplicate_keys(data)
+        self.target = cover.target
+        self.version = cover.version
+        self.toolchain = cover.toolchain
+        self.source_digest = cover.source_digest
+        self._cover = cover
+        self._kernels: dict[str, KernelRecord] = {}
+        try:
+            Target.parse(self.target)
+        except Dsv4AotError as error:
+            raise self._contradiction(error.message) from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kernels, in the order of the file."""
+        return tuple(self._parts)
+
+    @property
+    def kernels(self) -> tuple[KernelRecord, ...]:
+        return tuple(self._checked(name) for name in self._parts)
+
+    def kernel(self, name: str) -> KernelRecord | None:
+        """The record of a kernel, always the same object; None where there is no such kernel."""
+        return self._checked(name) if name in self._parts else None
+
+    @cached_property
+    def validation(self) -> tuple[Validation, ...]:
+        return self._part(self._cover.validation, tuple[Validation, ...], "validation")
+
+    def whole(self) -> Manifest:
+        return Manifest(
+            schema=1, target=self.target, version=self.version, toolchain=self.toolchain,
+            source_digest=self.source_digest, kernels=self.kernels, validation=self.validation,
+        )  # fmt: skip
+
+    @cached_property
+    def _parts(self) -> dict[str, msgspec.Raw]:
+        """Each kernel's record as it stands in the file."""
+        parts = {self._decode(raw, _Named).name: raw for raw in self._cover.kernels}
+        if len(parts) != len(self._cover.kernels):
+            raise self._contradiction("two kernels have one name")
+        return parts
+
+    def _checked(self, name: str) -> KernelRecord:
+        if name not in self._kernels:
+            record = self._part(self._parts[name], KernelRecord, name)
+            for problem in kernel_problems(record):
+                raise self._contradiction(f"{name}: {problem}")
+            self._kernels.setdefault(name, record)
+        return self._kernels[name]
+
+    def _part(self, raw: msgspec.Raw, kind: type[T], name: str) -> T:
+        part = self._decode(raw, kind, f"{name}: ")
+        if _canonical(part) != bytes(raw):
+            self._refuse_duplicate_keys(raw)
+        return part
+
+    def _decode(self, data: bytes | msgspec.Raw, kind: type[T], name: str = "") -> T:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise self._refusal(
+                f"does not fit schema {SCHEMA}: {name}{error}",
+                tip="rebuild it, or install the runtime of the same release",
+            ) from error
+
+    def _refuse_duplicate_keys(self, data: bytes | msgspec.Raw) -> None:
+        """JSON decoders keep the last of two equal keys; here that is an error."""
+
+        def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in items]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise self._contradiction(f"the key {key!r} stands twice in one object")
+            return dict(items)
+
+        try:
+            json.loads(bytes(data), object_pairs_hook=pairs)
+        except (ValueError, RecursionError) as error:  # in a part that is not decoded yet
+            raise self._refusal(f"is no JSON: {error}") from error
+
+    def _contradiction(self, problem: str) -> ManifestError:
+        return self._refusal(f"contradicts itself: {problem}")
+
+    def _refusal(self, problem: str, tip: str | None = None) -> ManifestError:
+        what = "the manifest" if self._path is None else f"{self._path}: the manifest"
+        return ManifestError(f"{what} {problem}", tip=tip)
+
+
+def _canonical(value: object) -> bytes:
+    return msgspec.json.encode(value, order="deterministic")
 
 
 def read_cubin(folder: Path, entry: Entry) -> bytes:
@@ -112,157 +218,4 @@ def _read_plain_file(path: Path, limit: int) -> bytes:
             raise CorruptArtifactError(
                 f"{path} has {status.st_size} bytes, at most {limit} are allowed"
             )
-        return file.read(limit + 1)
-
-
-def _refuse_duplicate_keys(data: bytes) -> None:
-    """JSON decoders keep the last of two equal keys; here that is an error."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ManifestError(f"the key {key!r} stands twice in one object")
-        return dict(items)
-
-    json.loads(data, object_pairs_hook=pairs)
-
-
-# What the schema cannot say -----------------------------------------------------------------------
-
-
-def _problems(manifest: Manifest) -> Iterator[str]:
-    try:
-        Target.parse(manifest.target)
-    except Dsv4AotError as error:
-        yield error.message
-    names = [kernel.name for kernel in manifest.kernels]
-    if len(set(names)) != len(names):
-        yield "two kernels have one name"
-    for kernel in manifest.kernels:
-        for problem in kernel_problems(kernel):
-            yield f"{kernel.name}: {problem}"
-
-
-def kernel_problems(kernel: KernelRecord) -> Iterator[str]:
-    """What makes a kernel record unusable. The build asks the same question of a spec."""
-    tensors = {arg.name: arg.rank for arg in kernel.arguments if isinstance(arg, TensorArg)}
-    scalars = {arg.name for arg in kernel.arguments if isinstance(arg, ScalarArg)}
-    if len(tensors) + len(scalars) != len(kernel.arguments):
-        yield "two arguments have one name"
-    for arg in kernel.arguments:
-        yield from _argument_problems(arg)
-    for node in dict.fromkeys(_nodes(kernel)):  # entries share most of theirs
-        yield from expr.problems(node, tensors, scalars)
-    yield from _axis_problems(kernel, tensors)
-    yield from _dispatch_problems(kernel)
-    axes = _axis_choices(kernel)
-    floats = {a.name for a in kernel.arguments if isinstance(a, ScalarArg) and a.type == "float"}
-    seen: set[str] = set()
-    checked: set[tuple[Param, ...]] = set()
-    for entry in kernel.entries:
-        key = choices_text(entry.choices)
-        if key in seen:
-            yield f"two entries are {key}"
-        seen.add(key)
-        if entry.choices.keys() != axes.keys():
-            yield f"entry {key} does not choose on every axis"
-        elif any(_typed(choice) not in axes[name] for name, choice in entry.choices.items()):
-            yield f"entry {key} has a choice outside its axis"
-        yield from _entry_problems(key, entry)
-        if entry.params not in checked:  # entries share most of theirs
-            checked.add(entry.params)
-            yield from _param_problems(key, entry.params, tensors, floats)
-
-
-def _axis_choices(kernel: KernelRecord) -> dict[str, set[tuple[str, Choice]]]:
-    return {axis.name: {_typed(value.choice) for value in axis.values} for axis in kernel.axes}
-
-
-def _axis_problems(kernel: KernelRecord, tensors: Collection[str]) -> Iterator[str]:
-    for axis in kernel.axes:
-        if isinstance(axis.bind, DtypeOf) and axis.bind.arg not in tensors:
-            yield f"axis {axis.name} is bound to {axis.bind.arg!r}, which is no tensor argument"
-        bound_values = {_typed(value.when) for value in axis.values}
-        if not axis.values or len(bound_values) != len(axis.values):
-            yield f"axis {axis.name} has no values, or two for one bound value"
-
-
-def _dispatch_problems(kernel: KernelRecord) -> Iterator[str]:
-    """The domain and the rules, against the axes."""
-    axes = _axis_choices(kernel)
-    bound = {axis.name for axis in kernel.axes if axis.bind is not None}
-    tuned = axes.keys() - bound
-    for product in kernel.domain:
-        if set(product) != bound:
-            yield f"a domain product names {sorted(product)}, the bound axes are {sorted(bound)}"
-    for rule in kernel.rules:
-        if not set(rule.where) <= bound:
-            yield f"a rule's where names {sorted(rule.where)}, the bound axes are {sorted(bound)}"
-        if set(rule.choose) != tuned:
-            yield f"a rule chooses {sorted(rule.choose)}, the tuned axes are {sorted(tuned)}"
-    for check in kernel.checks:
-        if not set(check.where) <= bound:
-            yield f"a check's where names {sorted(check.where)}, the bound axes are {sorted(bound)}"
-    limits = [*kernel.domain, *(check.where for check in kernel.checks)]
-    for rule in kernel.rules:
-        limits += [rule.where, {name: (choice,) for name, choice in rule.choose.items()}]
-    for choices in limits:
-        for name, allowed in choices.items():
-            if not {_typed(choice) for choice in allowed} <= axes.get(name, set()):
-                yield f"{name}={list(allowed)} is not among the values of its axis"
-
-
-def _typed(choice: Choice) -> tuple[str, Choice]:
-    """Tells True from 1, which Python's equality does not."""
-    return type(choice).__name__, choice
-
-
-def _argument_problems(arg: Argument) -> Iterator[str]:
-    if isinstance(arg, ScalarArg):
-        return
-    if len(arg.strides) != len(arg.shape):
-        yield f"{arg.name} has {len(arg.shape)} dims and {len(arg.strides)} strides"
-    if arg.align <= 0 or arg.align & (arg.align - 1):
-        yield f"{arg.name} has alignment {arg.align}, which is no power of two"
-    if not arg.dtypes:
-        yield f"{arg.name} allows no dtype"
-
-
-def _nodes(kernel: KernelRecord) -> Iterator[Node]:
-    for arg in kernel.arguments:
-        if isinstance(arg, TensorArg):
-            yield from (node for node in (*arg.shape, *arg.strides) if node is not None)
-    yield from (check.require for check in kernel.checks)
-    yield from (axis.bind.node for axis in kernel.axes if isinstance(axis.bind, Expression))
-    yield from (rule.when for rule in kernel.rules if rule.when is not None)
-    for entry in kernel.entries:
-        yield from entry.launch.grid
-        yield from (p.source.node for p in entry.params if isinstance(p.source, Number))
-
-
-def _entry_problems(key: str, entry: Entry) -> Iterator[str]:
-    launch = entry.launch
-    if min(*launch.block, *launch.cluster) < 1 or launch.shared < 0 or entry.bytes < 0:
-        yield f"entry {key}: block, cluster or sizes are out of range"
-    threads = launch.block[0] * launch.block[1] * launch.block[2]
-    if threads > 1024:
-        yield f"entry {key}: {threads} threads a block, at most 1024 are allowed"
-
-
-def _param_problems(
-    key: str, params: tuple[Param, ...], tensors: dict[str, int | None], floats: set[str]
-) -> Iterator[str]:
-    slots = lay_out(param.type for param in params)
-    if any((p.offset, p.size) != (s.offset, s.size) for p, s in zip(params, slots, strict=True)):
-        yield f"entry {key}: the parameter offsets are not those of the C layout"
-    for param in params:
-        if isinstance(param.source, Pointer):
-            if param.source.arg not in tensors or param.type != "pointer":
-                yield f"entry {key}: parameter {param.name} is no pointer to a tensor argument"
-            continue
-        passes_float = isinstance(param.source.node, expr.Value) and param.source.node.arg in floats
-        if passes_float != (param.type in {"f32", "f64"}):
-            yield f"entry {key}: parameter {param.name} mixes integers and floats"
-        if param.type == "pointer":
-            yield f"entry {key}: parameter {param.name} is a pointer without a tensor"
+        return file.read(status.st_size)

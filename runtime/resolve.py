@@ -32,12 +32,12 @@ class Installed(msgspec.Struct, frozen=True):
     """One target's artifacts. ``origin`` is the wheel and its version, or the folder."""
 
     folder: Path
-    manifest: Manifest
+    manifest: Manifest | manifest.Reader
     target: Target
     origin: str
 
     def kernel(self, name: str) -> KernelRecord | None:
-        return next((record for record in self.manifest.kernels if record.name == name), None)
+        return self.manifest.kernel(name)
 
 
 def wheel_name(target: Target) -> str:
@@ -67,7 +67,7 @@ def find(
 
 
 def _installed(folder: Path, origin: str) -> Installed:
-    content = manifest.read(folder)
+    content = manifest.reader(folder)
     return Installed(folder, content, Target.parse(content.target), origin)
 
 
@@ -123,20 +123,21 @@ def select(
     ``device`` names the device in errors. Raises NoArtifactError, UnknownKernelError or
     ConflictError.
     """
-    having = [(place, record) for place in installed if (record := place.kernel(name)) is not None]
+    accepted, rejected = rank_targets({place.target for place in installed}, capability)
+    for target in accepted:
+        places = [place for place in installed if place.target == target]
+        best = [(p, record) for p in places if (record := p.kernel(name)) is not None]
+        for place, record in best[1:]:
+            _refuse_conflict(best[0][0], best[0][1], place, record)
+        if best:  # where two agree, one may have been built for more choices
+            return max(best, key=lambda pair: len(pair[1].entries))
+    having = [place for place in installed if name in place.manifest.names]
     if installed and not having:
-        raise unknown(name, {r.name for place in installed for r in place.manifest.kernels})
-    accepted, rejected = rank_targets({place.target for place, _ in having}, capability)
-    if not accepted:
-        reasons = {verdict.target: verdict.reason for verdict in rejected}
-        raise _no_artifact(name, device, capability, [
-            f"{place.target} from {place.origin}: {reasons[place.target]}" for place, _ in having
-        ])  # fmt: skip
-    best = [(place, record) for place, record in having if place.target == accepted[0]]
-    for place, record in best[1:]:
-        _refuse_conflict(best[0][0], best[0][1], place, record)
-    # Where two agree, one may have been built for more choices.
-    return max(best, key=lambda pair: len(pair[1].entries))
+        raise unknown(name, {known for place in installed for known in place.manifest.names})
+    reasons = {verdict.target: verdict.reason for verdict in rejected}
+    raise _no_artifact(name, device, capability, [
+        f"{place.target} from {place.origin}: {reasons[place.target]}" for place in having
+    ])  # fmt: skip
 
 
 def unknown(name: str, known: Iterable[str]) -> UnknownKernelError:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Union
 
 import msgspec
 
-from dsv4_aot.runtime.abi import Dtype, ParamType
+from dsv4_aot.runtime.abi import ITEMSIZE, Dtype, ParamType
 from dsv4_aot.runtime.expr import Node
 
 SCHEMA = 1
@@ -19,6 +19,8 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}\Z")]
 """A plain name in the manifest's own folder: no separators, so nothing outside can be named."""
 Choice = Union[bool, int, str]
+ABSENT = "absent"
+"""What an axis is bound to by the dtype of an optional tensor that was not given."""
 Access = Literal["read", "write", "readwrite"]
 
 
@@ -36,7 +38,7 @@ class TensorArg(_Record, frozen=True, tag="tensor", tag_field="kind"):
     checked only where the dim has more than one element. Strides count elements.
     leading: any number of further dims may come before those of ``shape``.
     contiguous: the whole tensor must be row-major without gaps.
-    align: of the first element's address, in bytes.
+    align: of the first element's address, in bytes; at least that of an element, in any case.
     """
 
     name: Identifier
@@ -50,9 +52,9 @@ class TensorArg(_Record, frozen=True, tag="tensor", tag_field="kind"):
     access: Access
     doc: str
 
-    @property
-    def rank(self) -> int | None:
-        return None if self.leading else len(self.shape)
+    def alignment(self, dtype: str) -> int:
+        """Of the first element's address where the tensor has this dtype, in bytes."""
+        return max(self.align, ITEMSIZE[dtype])
 
 
 class ScalarArg(_Record, frozen=True, tag="scalar", tag_field="kind"):
@@ -84,7 +86,7 @@ class Check(_Record, frozen=True):
 
 
 class DtypeOf(_Record, frozen=True, tag="dtype"):
-    """Binds an axis to the element type of a tensor argument."""
+    """Binds an axis to the element type of a tensor argument, or to ``absent``."""
 
     arg: str
 
@@ -229,6 +231,13 @@ class Manifest(_Record, frozen=True):
     source_digest: Sha256
     kernels: tuple[KernelRecord, ...]
     validation: tuple[Validation, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(record.name for record in self.kernels)
+
+    def kernel(self, name: str) -> KernelRecord | None:
+        return next((record for record in self.kernels if record.name == name), None)
 
 
 # Names ------------------------------------------------------------------------------------------

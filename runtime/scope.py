@@ -7,6 +7,7 @@ with ``_``, can be shadowed. All other values are constants of the function's na
 
 from __future__ import annotations
 
+import itertools
 import keyword
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,7 +45,7 @@ def index_of(arguments: Iterable[Argument], name: str) -> int:
 
 
 def local(arguments: tuple[Argument, ...], node: Node) -> str:
-    """The local name of a leaf. Negative dims of a fixed rank are counted from the start."""
+    """The local name of a leaf. Dims are counted from the start where the rank is fixed."""
     if isinstance(node, expr.Value):
         return node.arg
     if isinstance(node, expr.Multiprocessors):
@@ -59,7 +60,7 @@ def local(arguments: tuple[Argument, ...], node: Node) -> str:
     assert isinstance(arg, TensorArg)
     letter = "n" if isinstance(node, expr.Size) else "t"
     # m1: the last dim of a tensor of any rank
-    dim = f"m{-node.dim}" if arg.leading else str(node.dim % len(arg.shape))
+    dim = f"m{-node.dim}" if arg.leading and node.dim < 0 else str(node.dim % len(arg.shape))
     return f"_{letter}{index}_{dim}"
 
 
@@ -75,6 +76,7 @@ def refuse_names(record: KernelRecord) -> None:
 class Scope:
     """The names of one kernel's functions.
 
+    lists, grids: the entries' parameters and grids, each once: entries share most of theirs.
     constants: the namespace that the source is run in.
     leaves: every local name that an expression of the record needs.
     passes: the locals that the entries' launch functions take.
@@ -85,12 +87,14 @@ class Scope:
         self.record = record
         self.arguments = record.arguments
         refuse_names(record)
+        self.lists = tuple(dict.fromkeys(entry.params for entry in record.entries))
+        self.grids = tuple(dict.fromkeys(entry.launch.grid for entry in record.entries))
         self.constants: dict[str, Any] = {
             "_MISSING": MISSING, "_type": type, "_int": int, "_float": float, "_bool": bool,
             "_len": len, "_locals": locals, "_names": NAMES, "_Exception": Exception,
             "_KeyError": KeyError,
         }  # fmt: skip
-        self.leaves = {self.leaf(node) for node in _leaves(_nodes(record))}
+        self.leaves = {self.leaf(node) for node in _leaves((*_nodes(record), *self._entry_nodes()))}
         self.passes = self._passes()
         required = (a.name for a in self.arguments if isinstance(a, TensorArg) and not a.optional)
         self.anchor = next(required, None)
@@ -116,17 +120,22 @@ class Scope:
         return isinstance(arg, TensorArg) and arg.optional
 
     def _passes(self) -> tuple[str, ...]:
-        params = [param for entry in self.record.entries for param in entry.params]
-        pointers = dict.fromkeys(p.source.arg for p in params if isinstance(p.source, Pointer))
-        nodes = [node for entry in self.record.entries for node in entry.launch.grid]
-        nodes += (p.source.node for p in params if isinstance(p.source, Number))
+        sources = [param.source for params in self.lists for param in params]
+        pointers = dict.fromkeys(each.arg for each in sources if isinstance(each, Pointer))
         names = [f"_p{index_of(self.arguments, arg)}" for arg in pointers]
-        names += dict.fromkeys(self.leaf(node) for node in _leaves(nodes))
+        names += dict.fromkeys(self.leaf(node) for node in _leaves(self._entry_nodes()))
         return tuple(name for name in names if name != "_sms")  # a constant of the device
+
+    def _entry_nodes(self) -> Iterator[Node]:
+        yield from itertools.chain(*self.grids)
+        for params in self.lists:
+            yield from (p.source.node for p in params if isinstance(p.source, Number))
 
 
 def _nodes(record: KernelRecord) -> Iterator[Node]:
-    """Every expression of a record, and the sizes and strides that its tensors ask about."""
+    """Every expression of a record but its entries', and the sizes and strides that its tensors
+    ask about.
+    """
     for arg in record.arguments:
         if not isinstance(arg, TensorArg):
             continue
@@ -139,13 +148,10 @@ def _nodes(record: KernelRecord) -> Iterator[Node]:
     yield from (check.require for check in record.checks)
     yield from (axis.bind.node for axis in record.axes if isinstance(axis.bind, Expression))
     yield from (rule.when for rule in record.rules if rule.when is not None)
-    for entry in record.entries:
-        yield from entry.launch.grid
-        yield from (p.source.node for p in entry.params if isinstance(p.source, Number))
 
 
 def _leaves(nodes: Iterable[Node]) -> Iterator[Node]:
-    for node in dict.fromkeys(nodes):  # entries share most of theirs
+    for node in dict.fromkeys(nodes):
         for part in expr.walk(node):
             if not isinstance(part, (expr.Const, expr.Apply)):
                 yield part

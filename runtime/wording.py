@@ -14,6 +14,7 @@ from dsv4_aot.runtime import expr
 from dsv4_aot.runtime.errors import ArgumentError
 from dsv4_aot.runtime.expr import Node
 from dsv4_aot.runtime.schema import (
+    ABSENT,
     Axis,
     Check,
     Choice,
@@ -69,7 +70,8 @@ def bound_value(axis: Axis, values: Values) -> Choice:
     """What a call binds an axis to."""
     assert axis.bind is not None
     if isinstance(axis.bind, DtypeOf):
-        return dtype_name(values[axis.bind.arg].dtype)
+        tensor = values[axis.bind.arg]
+        return ABSENT if tensor is None else dtype_name(tensor.dtype)
     return expr.evaluate(axis.bind.node, CallEnvironment(values))
 
 
@@ -153,12 +155,16 @@ class Words:
         )
 
     def aligned(self, arg: TensorArg, index: int) -> Wording:
-        return self._add(
-            lambda v: (
-                f"{arg.name} starts at address {v[f'_p{index}']:#x}, {v[f'_p{index}'] % arg.align} "
-                f"bytes past a multiple of {arg.align}, allowed: multiples of {arg.align}"
+        def tell(values: Values) -> str:
+            address, dtype = values[f"_p{index}"], dtype_name(values[arg.name].dtype)
+            need = arg.alignment(dtype)
+            return (
+                f"{arg.name} starts at address {address:#x}, {address % need} bytes past a "
+                f"multiple of {need}, allowed: multiples of {need}"
+                + (f" (its dtype is {dtype})" if len(arg.dtypes) > 1 else "")
             )
-        )
+
+        return self._add(tell)
 
     def type(self, arg: ScalarArg) -> Wording:
         return self._add(lambda v: f"{arg.name} is {v[arg.name]!r}, allowed: {_article(arg.type)}")

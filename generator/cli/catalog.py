@@ -11,6 +11,7 @@ import msgspec
 
 from dsv4_aot.generator.cli.console import Sheet, json_option, show_json
 from dsv4_aot.generator.cli.options import find_artifacts
+from dsv4_aot.runtime.manifest import Reader
 from dsv4_aot.runtime.resolve import Installed
 from dsv4_aot.runtime.schema import Entry, KernelRecord, Manifest, entry_key
 
@@ -46,7 +47,7 @@ def schema() -> None:
     show_json(msgspec.json.schema(Manifest))
 
 
-def validated_on(manifest: Manifest) -> dict[str, list[str]]:
+def validated_on(manifest: Manifest | Reader) -> dict[str, list[str]]:
     """GPUs that agreed with the reference, by cubin hash."""
     gpus: dict[str, list[str]] = {}
     for record in manifest.validation:

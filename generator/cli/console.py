@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
-from rich import progress
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dsv4_aot.runtime.errors import CompileError, Dsv4AotError
+
+if TYPE_CHECKING:
+    from rich import progress
 
 _PLAIN_WIDTH = 10_000
 """Lines that do not go to a terminal are never wrapped: they are read by programs."""
@@ -153,6 +155,8 @@ class Progress:
                 note(f"{self._what} {self._done}{of} {name}".rstrip())
             return
         if self._bar is None and now - self._started >= _DELAY:
+            from rich import progress  # most commands are done before a bar is drawn
+
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),

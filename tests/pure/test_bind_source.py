@@ -16,6 +16,7 @@ from dsv4_aot.runtime.expr import cdiv, multiprocessors, numel, present, size, s
 from dsv4_aot.runtime.resolve import Installed
 from dsv4_aot.runtime.schema import KernelRecord
 from dsv4_aot.runtime.target import Target
+from dsv4_aot.runtime.tensor import View
 from tests.artifact import (
     GATHER,
     GATHER_CHOICES,
@@ -106,6 +107,49 @@ def test_tensors_of_any_rank(tmp_path: Path) -> None:
         library.launch("plain", Tensor("int8", (2, 3, 5)))
 
 
+def test_leading_dims_are_counted_from_either_end(tmp_path: Path) -> None:
+    """Rows with or without dims of one between them and their elements."""
+    rows = size("x", 0)
+    kernel = plain(
+        arguments=(
+            spec.tensor("x", "int8", (None, 4), strides=(None, 1), leading=True),
+            spec.tensor("ids", "int32", (rows,)),
+        ),
+        checks=(spec.check(numel("x").eq(rows * 4), "x is [rows, 4] or [rows, 1, 4]"),),
+        params=(spec.pointer("x"), spec.number("pitch", "i64", stride("x", 0))),
+        launch=lambda _: spec.launch((rows,), 32),
+    )
+    library, driver = library_of(kernel, tmp_path)
+    for shape, strides in [((3, 4), (9, 1)), ((3, 1, 4), (9, 2, 1)), ((3, 1, 1, 4), (9, 9, 9, 1))]:
+        for _ in range(2):
+            library.launch("plain", Tensor("int8", shape, strides), Tensor("int32", (3,)))
+    assert {(each.params[1], each.grid[0]) for each in driver.launches} == {(9, 3)}
+    assert len(driver.launches) == 6
+    with pytest.raises(ArgumentError, match=r"required: x is \[rows, 4\] or \[rows, 1, 4\]"):
+        library.launch("plain", Tensor("int8", (3, 2, 4)), Tensor("int32", (3,)))
+    with pytest.raises(ArgumentError, match=r"ids.shape\[0\] is 3, allowed: 1 \(= x.shape\[0\]\)"):
+        library.launch("plain", Tensor("int8", (1, 3, 4)), Tensor("int32", (3,)))
+
+
+def test_an_element_is_aligned_to_its_own_size(tmp_path: Path) -> None:
+    """Also in a manifest that asks for nothing; what another dtype needs is not asked."""
+    kernel = plain(arguments=(spec.tensor("x", ("int8", "int16", "int64"), (None,)),))
+    assert kernel.arguments[0].align == 1
+    library, driver = library_of(kernel, tmp_path)
+    for _ in range(2):  # the first call, and a later one
+        for dtype, size_of, right, wrong in [
+            ("int8", 1, 0x1001, None), ("int16", 2, 0x1002, 0x1001), ("int64", 8, 0x1008, 0x1004),
+        ]:  # fmt: skip
+            library.launch("plain", View(dtype, (2,), (1,), right, 0, None))
+            assert driver.launches[-1].params == (right,)
+            if wrong is None:
+                continue
+            words = f"past a multiple of {size_of}, allowed: .* {size_of} .its dtype is {dtype}"
+            with pytest.raises(ArgumentError, match=words):
+                library.launch("plain", View(dtype, (2,), (1,), wrong, 0, None))
+    assert len(driver.launches) == 6
+
+
 def test_clusters_ask_for_whole_grids(tmp_path: Path) -> None:
     kernel = plain(launch=lambda _: spec.launch((numel("x"),), 32, cluster=(4, 1, 1)))
     library, driver = library_of(kernel, tmp_path)
@@ -127,6 +171,44 @@ def test_an_axis_bound_to_a_dtype(tmp_path: Path) -> None:
     assert select(Tensor("uint8", (3,))).choices == {"signed": "no"}
     with pytest.raises(ArgumentError, match=r"the dtype of x is int16.*int8 \(yes\), uint8 \(no\)"):
         select(Tensor("int16", (3,)))
+
+
+def test_an_axis_bound_to_the_dtype_of_what_may_be_absent(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=(
+            spec.tensor("x", "int8", (None,)),
+            spec.tensor("ids", ("int32", "int64"), (None,), optional=True),
+        ),
+        axes=(
+            spec.bound("ids", {"i32": "int32", "i64": "int64", "no": "absent"},
+                       spec.dtype_of("ids")),
+        ),
+    )  # fmt: skip
+    cubins = [(kernel, {"ids": choice}, choice.encode()) for choice in ("i32", "no")]
+    library, driver = open_recorded(write_artifact(tmp_path / "sm_90a", cubins))
+    x = Tensor("int8", (3,))
+    for _ in range(2):
+        library.launch("plain", x)
+        library.launch("plain", x, Tensor("int32", (3,)))
+    assert [each.sha256 for each in driver.launches] == driver.loads * 2
+    with pytest.raises(ArgumentError, match=r"the dtype of ids is int64.* int32 .* absent \(no\)"):
+        library.launch("plain", x, Tensor("int64", (3,)))
+
+
+def test_without_a_value_for_it_an_absent_tensor_is_refused(tmp_path: Path) -> None:
+    kernel = plain(
+        arguments=(
+            spec.tensor("x", "int8", (None,)),
+            spec.tensor("ids", "int32", (None,), optional=True),
+        ),
+        axes=(spec.bound("ids", ("int32",), spec.dtype_of("ids")),),
+    )
+    library, driver = open_recorded(
+        write_artifact(tmp_path / "sm_90a", [(kernel, {"ids": "int32"}, b"cubin")])
+    )
+    with pytest.raises(ArgumentError, match="the dtype of ids is absent, which was not built"):
+        library.launch("plain", Tensor("int8", (3,)))
+    assert driver.launches == []
 
 
 def test_a_call_without_a_rule_or_an_entry_is_refused(tmp_path: Path) -> None:

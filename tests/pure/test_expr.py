@@ -71,7 +71,7 @@ def test_json_and_back(node: Node) -> None:
 
 @given(nodes)
 def test_good_nodes_have_no_problems(node: Node) -> None:
-    assert list(expr.problems(node, {"x": 2}, {"n"})) == []
+    assert list(expr.problems(node, {"x": expr.Rank(2, leading=False)}, {"n"})) == []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,8 @@ def test_good_nodes_have_no_problems(node: Node) -> None:
         (size("y", 0), "there is no tensor argument 'y'"),
         (size("x", 2), "x has rank 2"),
         (size("x", -3), "x has rank 2"),
-        (size("any", 0), "count dims from the end"),
+        (size("any", 2), "any has rank 2 or more, counted from either end"),
+        (size("any", -3), "any has rank 2 or more, counted from either end"),
         (value("m"), "there is no scalar argument 'm'"),
         (size("x", 0) // size("x", 1), "the divisor may be zero"),
         (cdiv(1, minimum(value("n"), 1)), "the divisor may be zero"),
@@ -88,7 +89,8 @@ def test_good_nodes_have_no_problems(node: Node) -> None:
     ],
 )
 def test_problems_are_named(node: Node, problem: str) -> None:
-    assert any(problem in text for text in expr.problems(node, {"x": 2, "any": None}, {"n"}))
+    tensors = {"x": expr.Rank(2, leading=False), "any": expr.Rank(2, leading=True)}
+    assert any(problem in text for text in expr.problems(node, tensors, {"n"}))
 
 
 def test_expressions_that_would_blow_up_are_refused() -> None:
@@ -99,6 +101,16 @@ def test_expressions_that_would_blow_up_are_refused() -> None:
         deep = deep + 1
     for node in (wide, deep):
         assert any("over 40 deep" in text for text in expr.problems(node, {}, {"n"}))
+
+
+def test_operators_take_integers_on_either_side() -> None:
+    n = value("n")
+    numbers = [0, 0, 0, 0, 5, 0, 0]
+    for node, meant in [
+        (17 + n, 22), (n + 17, 22), (17 - n, 12), (n - 17, -12), (3 * n, 15), (n * 3, 15),
+        (17 // maximum(n, 1), 3), (n // 2, 2), (n % 3, 2), (n > 4, 1), (n >= 6, 0),
+    ]:  # fmt: skip
+        assert expr.evaluate(node, Lookup(numbers)) == meant
 
 
 def test_text_for_people() -> None:

@@ -120,7 +120,11 @@ def test_order_of_choices_does_not_count() -> None:
         ({"text": '#include "none.cuh"\n'}, '#include "none.cuh" is not among the files'),
         ({"text": "#include OWN\n"}, "#include OWN"),
         ({"text": '#embed "x.bin"\n'}, "#embed reads a file"),
+        ({"text": " \t#\tembed <x.bin>\n"}, "#embed reads a file"),
+        ({"text": 'int x;\n  # include "none.cuh"\n'}, "is not among the files"),
         ({"text": "const char* t = __TIME__;"}, "__TIME__ makes every build different"),
+        ({"text": "__DATE__"}, "__DATE__ makes every build different"),
+        ({"text": "f(__global__, __TIMESTAMP__)"}, "__TIMESTAMP__ makes every build different"),
         ({"bodies": (b"// other\n",)}, "not those that it lists"),
         ({"bodies": ()}, "not those that it lists"),
     ],
@@ -128,6 +132,14 @@ def test_order_of_choices_does_not_count() -> None:
 def test_inputs_that_the_key_cannot_see_are_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(BuildError, match=problem):
         key(replace(CUDA, **change))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['// #include "none.cuh"\n', 'x #embed "y"\n', "#embedded\n", "my__DATE__ ___TIME__ __TIME__s"],
+)
+def test_what_only_looks_like_an_input_is_none(text: str) -> None:
+    assert len(key(replace(CUDA, text=text))) == 64
 
 
 def test_headers_are_searched_too() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import weakref
 from pathlib import Path
 
@@ -16,13 +18,22 @@ from dsv4_aot.runtime import (
     CorruptArtifactError,
     DriverError,
     Library,
+    ManifestError,
     NoArtifactError,
     UnknownKernelError,
 )
 from dsv4_aot.runtime import library as library_module
 from dsv4_aot.runtime import manifest as manifests
 from dsv4_aot.runtime.schema import Validation
-from tests.artifact import GATHER, GATHER_CHOICES, Tensor, cubin_of, gather_call, write_artifact
+from tests.artifact import (
+    GATHER,
+    GATHER_CHOICES,
+    Tensor,
+    cubin_of,
+    gather_call,
+    gather_cubins,
+    write_artifact,
+)
 from tests.recording import B200, H200, RecordingDriver, open_recorded
 
 # Loading ------------------------------------------------------------------------------------------
@@ -36,6 +47,32 @@ def test_a_cubin_is_loaded_on_first_use_and_once(folder: Path) -> None:
         library.op("gather", **gather_call())()
     assert len(driver.loads) == len(driver.functions) == 1
     assert len(driver.launches) == 6
+
+
+def test_a_launch_reads_one_kernel_of_one_target(tmp_path: Path) -> None:
+    other = dataclasses.replace(GATHER, name="other")
+    for target in ("sm_100a", "sm_90", "sm_90a"):
+        cubins = [(spec, choices, cubin_of(spec.name, choices)) for spec in (other, GATHER)
+                  for choices in GATHER_CHOICES]  # fmt: skip
+        path = write_artifact(tmp_path / target, cubins, target) / manifests.FILE_NAME
+        # What is not needed is not even looked at, so this damage is found by who needs it.
+        broken = {"other"} if target == "sm_90a" else {"other", "gather"}
+        content = json.loads(path.read_bytes())
+        for record in content["kernels"]:
+            if record["name"] in broken:
+                del record["arguments"]
+        path.write_text(json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n")
+    known = Library.open(write_artifact(tmp_path / "elsewhere" / "sm_90a", list(gather_cubins())))
+    driver = RecordingDriver(known.installed)
+    library = Library.open(tmp_path, driver=driver)
+    library.launch("gather", **gather_call())
+    assert len(driver.launches) == 1
+    with pytest.raises(ManifestError, match=r"sm_90a/manifest\.json: .*missing .* `arguments`"):
+        library.launch("other", **gather_call())
+    with pytest.raises(UnknownKernelError, match="nearest: gather"):
+        library.launch("gathr", **gather_call())
+    with pytest.raises(ManifestError):
+        library.catalog()
 
 
 def test_preload_loads_everything_and_says_so(folder: Path) -> None:

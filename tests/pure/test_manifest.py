@@ -159,6 +159,82 @@ def test_any_value_in_any_place_is_refused_or_read(path: str, value: Any) -> Non
         manifests.decode(changed(path, value))
 
 
+def named(name: str) -> bytes:
+    """A second kernel's record, as a manifest holds it."""
+    (kernel,) = small().kernels
+    return msgspec.json.encode(msgspec.structs.replace(kernel, name=name), order="deterministic")
+
+
+def with_kernels(*kernels: bytes) -> bytes:
+    """A canonical manifest, but for what is in these records."""
+    head = msgspec.json.encode(msgspec.structs.replace(small(), kernels=()), order="deterministic")
+    return head.replace(b'"kernels":[]', b'"kernels":[' + b",".join(kernels) + b"]") + b"\n"
+
+
+def test_a_reader_checks_a_kernel_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    problems = manifests.kernel_problems
+    monkeypatch.setattr(
+        manifests, "kernel_problems", lambda record: checked.append(record.name) or problems(record)
+    )
+    reader = manifests.Reader(with_kernels(named("one"), named("two")))
+    assert reader.names == ("one", "two")
+    assert reader.target == "sm_90a"
+    assert reader.kernel("three") is None
+    assert checked == []
+    two = reader.kernel("two")
+    assert two is reader.kernel("two") is reader.kernels[1]
+    assert checked == ["two", "one"]
+    assert reader.whole() == manifests.decode(with_kernels(named("one"), named("two")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b'"align":32', b'"align":24', "two: out has alignment 24"),
+        (b'"align":32', b'"align":"x"', r"does not fit schema 1: two: .*arguments\[0\].align"),
+        (b'"align":32', b'"align":32,"more":1', "unknown field"),
+        (b'"align":32', b'"align":1,"align":32', "'align' stands twice"),
+        (b'"align":32,', b"", "missing required field `align`"),
+        (b'"summary":"the', b'"summary":"\xff', "does not fit schema 1: two"),
+    ],
+)
+def test_a_damaged_kernel_is_never_given(old: bytes, new: bytes, words: str) -> None:
+    data = with_kernels(named("one"), named("two").replace(old, new, 1))
+    reader = manifests.Reader(data, Path("here"))
+    assert reader.kernel("one") == msgspec.structs.replace(small().kernels[0], name="one")
+    for ask in (lambda: reader.kernel("two"), lambda: reader.kernels, reader.whole):
+        with pytest.raises(ManifestError, match=f"here: the manifest .*{words}"):
+            ask()
+    with pytest.raises(ManifestError, match=words):
+        manifests.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "words"),
+    [
+        ([named("one"), named("one")], "two kernels have one name"),
+        ([b"{}"], "missing required field `name`"),
+        ([b"7"], "does not fit schema"),
+        ([b'{"name":"one"'], "does not fit schema"),
+    ],
+)
+def test_a_reader_knows_its_kernels_by_name(kernels: list[bytes], words: str) -> None:
+    with pytest.raises(ManifestError, match=words):
+        _ = manifests.Reader(with_kernels(*kernels)).names
+
+
+def test_a_deep_kernel_is_refused() -> None:
+    with pytest.raises(ManifestError):
+        _ = manifests.Reader(with_kernels(b'{"name":' + b"[" * 100_000)).names
+    with pytest.raises(ManifestError):
+        manifests.Reader(with_kernels(b"[" * 100_000 + b"]" * 100_000).replace(b",", b", ")).whole()
+
+
+def test_a_cover_holds_every_field_of_a_manifest() -> None:
+    assert manifests._Cover.__struct_fields__ == Manifest.__struct_fields__
+
+
 def test_a_cubin_must_be_the_bytes_of_the_manifest(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "sm_90a", list(gather_cubins()))
     entry = manifests.read(folder).kernels[0].entries[0]
