@@ -96,7 +96,7 @@ class Bench:
         """Those peers that serve the case and give the same values."""
         times: dict[str, float] = {}
         written = [
-            arg.name for arg in folder.spec.arguments if getattr(arg, "access", "") == "write"
+            arg.name for arg in folder.spec.arguments if getattr(arg, "access", "read") != "read"
         ]
         for name, peer in folder.peers().items():
             kernel(**sets[0])
@@ -131,7 +131,7 @@ def _serialized(place: Installed) -> Installed:
         )
         for record in place.manifest.kernels
     )
-    return replace(place, manifest=replace(place.manifest, kernels=kernels))
+    return replace(place, manifest=replace(place.manifest.whole(), kernels=kernels))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from dsv4_aot.runtime.target import Target
 if TYPE_CHECKING:
     from dsv4_aot.generator.discover import KernelFolder
     from dsv4_aot.generator.store import Artifact
+
+# Tensors of the tests are small: threads that wait for their share cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SPEC = """\
 from dsv4_aot.generator.spec import (

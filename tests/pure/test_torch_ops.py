@@ -41,6 +41,7 @@ from tests.artifact import (
     record_of,
     write_artifact,
 )
+from tests.on_gpu import OnGpu
 from tests.opcheck import utilities
 from tests.recording import RecordingDriver, open_recorded
 
@@ -289,17 +290,6 @@ def operator(name: str) -> Any:
 
 
 # Launching ----------------------------------------------------------------------------------------
-
-
-class OnGpu(torch.Tensor):
-    """A CPU tensor that says it is on the first GPU; the recording driver reads no memory."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", 0)
-
-    def get_device(self) -> int:
-        return 0
 
 
 @pytest.fixture(scope="module")
