@@ -31,7 +31,7 @@ from dsv4_aot.generator.spec import (
 )
 from dsv4_aot.runtime.abi import Dtype
 from dsv4_aot.runtime.expr import Node, cdiv, maximum, minimum, present, size, stride, value
-from dsv4_aot.runtime.schema import Argument, Check, Launch
+from dsv4_aot.runtime.schema import Argument, Check, Choice, Launch
 
 IDS: tuple[Dtype, ...] = ("int32", "int64")
 MAX_ROWS = 1 << 30
@@ -39,6 +39,28 @@ MAX_PAGE = 256
 """The kernel's division by the page size is exact up to here."""
 FIRST, SECOND = "", "window_"
 """What the names of a source's arguments begin with."""
+
+# What dequant_requant asks for too ---------------------------------------------------------------
+
+FORMAT = (
+    scalar("record", "int", default=584, doc="584 is V4, 528 is V4.1 FP8, 288 is V4.1 FP4"),
+    scalar(
+        "interleaved",
+        "bool",
+        default=False,
+        doc="each record's scales follow its data (V4.1 alone); otherwise the data of all rows of "
+        "a page come first, then the scales of all",
+    ),
+)
+AXES = (
+    bound("record", (584, 528, 288), by=value("record")),
+    bound("interleaved", (False, True), by=value("interleaved")),
+    bound("ids", IDS, by=dtype_of("token_ids")),
+)
+DOMAIN: tuple[dict[str, tuple[Choice, ...]], ...] = (
+    {"record": (584,), "interleaved": (False,), "ids": IDS},
+    {"record": (528, 288), "interleaved": (False, True), "ids": IDS},
+)
 
 
 def rows(source: str) -> Node:
@@ -54,19 +76,12 @@ def pool(source: str) -> Node:
     return size(f"{source}k_cache", 0) * page(source)
 
 
-def arguments(source: str) -> Iterator[Argument]:
+def which(source: str) -> str:
+    return "the second source's " if source == SECOND else ""
+
+
+def inputs(source: str) -> Iterator[Argument]:
     second = source == SECOND
-    which = "the second source's " if second else ""
-    yield tensor(
-        f"{source}out",
-        "bfloat16",
-        (rows(source), 1, 512),
-        strides=(None, None, 1),
-        align=16,
-        optional=second,
-        access="write",
-        doc=f"{which}[tokens, 1, 512]; stride(0) is a free multiple of 8",
-    )
     yield tensor(
         f"{source}k_cache",
         "uint8",
@@ -74,8 +89,8 @@ def arguments(source: str) -> Iterator[Argument]:
         strides=(None, 1),
         align=16,
         optional=second,
-        doc=f"{which}[pages, bytes of a page]; stride(0), the page stride, is a free multiple of "
-        "16. A page holds page_size records and then whatever pads it",
+        doc=f"{which(source)}[pages, bytes of a page]; stride(0), the page stride, is a free "
+        "multiple of 16. A page holds page_size records and then whatever pads it",
     )
     yield tensor(
         f"{source}token_ids",
@@ -83,8 +98,8 @@ def arguments(source: str) -> Iterator[Argument]:
         (None,),
         contiguous=True,
         optional=second,
-        doc=f"{which}[tokens], page * page_size + row in the page; those outside the cache are "
-        "the caller's mistake and read its first or last record",
+        doc=f"{which(source)}[tokens], page * page_size + row in the page; those outside the cache "
+        "are the caller's mistake and read its first or last record",
     )
     yield scalar(
         f"{source}page_size",
@@ -92,19 +107,20 @@ def arguments(source: str) -> Iterator[Argument]:
         minimum=0 if second else 1,
         maximum=MAX_PAGE,
         default=0 if second else None,
-        doc=f"{which}records a page, any number; required with a second source"
+        doc=f"{which(source)}records a page, any number; required with a second source"
         if second
         else "records a page, any number",
     )
 
 
-def checks(source: str) -> Iterator[Check]:
+def checks(source: str, unit: int) -> Iterator[Check]:
+    """unit: elements of out in 16 bytes."""
     out, cache = f"{source}out", f"{source}k_cache"
     where = {"two": [True]} if source == SECOND else {}
     conditions = [
         (
-            (rows(source) <= 1) | (stride(out, 0) % 8).eq(0),
-            f"{out}.stride(0) is a multiple of 8 elements",
+            (size(out, 0) <= 1) | (stride(out, 0) % unit).eq(0),
+            f"{out}.stride(0) is a multiple of {unit} elements",
         ),
         (
             (size(cache, 0) <= 1) | (stride(cache, 0) % 16).eq(0),
@@ -118,7 +134,7 @@ def checks(source: str) -> Iterator[Check]:
             rows(source).eq(0) | (size(cache, 0) >= 1),
             f"{cache} has a page that ids can mean",
         ),
-        (rows(source) <= MAX_ROWS, f"{source}token_ids has at most 2^30 ids"),
+        (size(out, 0) <= MAX_ROWS, f"{out} has at most 2^30 rows"),
     ]
     if source == SECOND:
         conditions.insert(0, (page(source) >= 1, "a second source has a window_page_size"))
@@ -137,6 +153,22 @@ def parameters(source: str) -> list[Parameter]:
         number(f"{source}page_size", "i32", page(source)),
         number(f"{source}last", "i32", minimum(pool(source), 1 << 31) - 1),
     ]
+
+
+# This kernel --------------------------------------------------------------------------------------
+
+
+def output(source: str) -> Argument:
+    return tensor(
+        f"{source}out",
+        "bfloat16",
+        (rows(source), 1, 512),
+        strides=(None, None, 1),
+        align=16,
+        optional=source == SECOND,
+        access="write",
+        doc=f"{which(source)}[tokens, 1, 512]; stride(0) is a free multiple of 8",
+    )
 
 
 def params(choices: Choices) -> list[Parameter]:
@@ -159,38 +191,28 @@ KERNEL = KernelSpec(
     name="dequant_paged",
     summary="Decode records of one or two paged K caches to bf16 rows, by physical token ids.",
     arguments=[
-        *arguments(FIRST),
-        scalar("record", "int", default=584, doc="584 is V4, 528 is V4.1 FP8, 288 is V4.1 FP4"),
-        scalar(
-            "interleaved",
-            "bool",
-            default=False,
-            doc="each record's scales follow its data (V4.1 alone); otherwise the data of all "
-            "rows of a page come first, then the scales of all",
-        ),
-        *arguments(SECOND),
+        output(FIRST),
+        *inputs(FIRST),
+        *FORMAT,
+        output(SECOND),
+        *inputs(SECOND),
     ],
     checks=[
         check(
             present("window_out").eq(second) & present("window_token_ids").eq(second),
             "window_out, window_k_cache and window_token_ids are all given or all absent",
         ),
-        *checks(FIRST),
-        *checks(SECOND),
+        *checks(FIRST, unit=8),
+        *checks(SECOND, unit=8),
     ],
     axes=[
-        bound("record", (584, 528, 288), by=value("record")),
-        bound("interleaved", (False, True), by=value("interleaved")),
-        bound("ids", IDS, by=dtype_of("token_ids")),
+        *AXES,
         bound("two", (False, True), by=second),
         tuned("rows", (2, 8)),
         tuned("warps", (1, 2, 4)),
         tuned("once", ("nothing", "input", "all")),
     ],
-    domain=[
-        {"record": (584,), "interleaved": (False,), "ids": IDS, "two": (False, True)},
-        {"record": (528, 288), "interleaved": (False, True), "ids": IDS, "two": (False, True)},
-    ],
+    domain=[{**product, "two": (False, True)} for product in DOMAIN],
     rules=[
         # As for dequant_gather: latency counts, and a small output loses nothing outside L2;
         rule(when=in_all <= 2048, rows=2, warps=4, once="all"),

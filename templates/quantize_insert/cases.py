@@ -19,6 +19,7 @@ UNIT = {"v4": 576, "v41": 528, "v41_fp4": 288}
 """What page strides are a multiple of."""
 GROUP = {"v4": 64, "v41": 32, "v41_fp4": 16}
 DTYPES = {32: torch.int32, 64: torch.int64}
+CANARY = 0xEE
 PAGE_SIZES = (1, 2, 3, 16, 32, 64, 100, 128, 256)
 
 
@@ -80,6 +81,7 @@ class Call:
         start = 48 if self.gaps else 0
         storage = torch.empty(start + (skipped + used) * stride, dtype=torch.uint8, device=device)
         storage[start + skipped * stride :].random_(0, 256, generator=random)
+        storage[:start] = CANARY
         pages = skipped + used
         return {
             "k": k,
@@ -218,7 +220,6 @@ def correctness() -> list[Call]:
 
 # Worked out by hand -------------------------------------------------------------------------------
 
-CANARY = 0xEE
 PAGE = {"v4": 1728, "v41": 1056, "v41_fp4": 576}
 """Bytes of a page of two rows."""
 BY_HAND: dict[str, tuple[dict[int, float], range, dict[int, int]]] = {
