@@ -28,18 +28,20 @@ from dsv4_aot.generator.spec import (
     scalar,
     tensor,
 )
-from dsv4_aot.runtime.expr import cdiv, present, size, stride, value
+from dsv4_aot.runtime.expr import cdiv, maximum, present, size, stride, value
 from dsv4_aot.runtime.schema import Argument, TensorArg
 
 INT32 = 2**31 - 1
 WARPS = 4
-QUADS = 5
-"""16-byte stores of a thread: a warp writes 640 columns, the whole row of 512 + 128."""
+QUADS = 4
+"""16-byte stores of a thread, each its part of a piece of 128 columns."""
+EXACT_BITS = 62
+"""Bits of the fixed-point reciprocal of a row's pieces."""
 
 ROWS = size("out", 0)
 WIDTH = size("out", 1)
 REQUESTS = size("seq_lens", 0)
-CHUNKS = cdiv(WIDTH, QUADS * 128)
+ROW_PIECES = WIDTH // 128
 IMAGES = present("left_visible")
 LISTED = present("swa_indices")
 BASES = present("compressed_base") + present("swa_base")
@@ -63,9 +65,9 @@ def params(choices: Choices) -> list[Parameter]:
     numbers = [
         number("out_stride", "i64", stride("out", 0)),
         number("topk_stride", "i64", stride("topk_indices", 0)),
+        number("row_reciprocal", "i64", cdiv(1 << EXACT_BITS, maximum(ROW_PIECES, 1))),
         number("rows", "i32", ROWS),
-        number("width", "i32", WIDTH),
-        number("chunks", "i32", CHUNKS),
+        number("row_pieces", "i32", ROW_PIECES),
         number("requests", "i32", REQUESTS),
         number("topk", "i32", value("topk")),
         number("window", "i32", value("window_size")),
@@ -158,7 +160,10 @@ KERNEL = KernelSpec(
             present("topk_indices").eq(0) | (size("topk_indices", 1) >= value("topk")),
             "topk_indices has topk columns or more",
         ),
-        check(ROWS * CHUNKS <= INT32, "out.shape[0] * ceil(out.shape[1] / 640) is below 2^31"),
+        check(
+            ROWS * ROW_PIECES < 2**31 - 2**10,
+            "out.shape[0] * out.shape[1] / 128 is below 2^31 - 2^10",
+        ),
         check(
             BASES.eq(2 * present("query_pos")), "query_pos, compressed_base, swa_base go together"
         ),
@@ -180,7 +185,9 @@ KERNEL = KernelSpec(
         {"sglang": (False,), "explicit": (False,), "images": (False, True), "v41": (False, True)},
     ],
     params=params,
-    launch=lambda _: launch([cdiv(ROWS * CHUNKS, WARPS)], 32 * WARPS, programmatic=True),
+    launch=lambda _: launch(
+        [cdiv(ROWS * ROW_PIECES, WARPS * QUADS)], 32 * WARPS, programmatic=True
+    ),
     source=CudaSource(entry="combine_topk_swa", variables={"warps": WARPS, "quads": QUADS}),
-    max_registers=64,
+    max_registers=56,
 )

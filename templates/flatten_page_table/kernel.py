@@ -27,13 +27,18 @@ from dsv4_aot.generator.spec import (
     launch,
     number,
     pointer,
+    rule,
     scalar,
     tensor,
+    tuned,
 )
 from dsv4_aot.runtime.expr import cdiv, maximum, present, size, stride, value
+from dsv4_aot.runtime.schema import Launch
 
 INT32 = 2**31 - 1
 THREADS = 128
+EXACT_BITS = 62
+"""Bits of the fixed-point reciprocal of the page size."""
 
 IDS = size("out", 0)
 REQUESTS = size("query_start_loc", 0) - 1
@@ -64,13 +69,18 @@ def params(choices: Choices) -> list[Parameter]:
         pointer("compressed_base"),
         pointer("seq_lens"),
         number("pitch", "i64", stride("page_table", 0)),
+        number("capacity", "i64", size("page_table", 1) * value("page_size")),
+        number("page_reciprocal", "i64", cdiv(1 << EXACT_BITS, maximum(value("page_size"), 1))),
         number("rows", "i32", size("page_table", 0)),
         ids,
         requests,
-        number("entries", "i32", size("page_table", 1)),
         number("page_size", "i32", value("page_size")),
         number("ratio", "i32", value("compress_ratio")),
     ]
+
+
+def geometry(choices: Choices) -> Launch:
+    return launch([cdiv(IDS, 4 * choices["quads"] * THREADS)], THREADS, programmatic=True)
 
 
 KERNEL = KernelSpec(
@@ -145,9 +155,17 @@ KERNEL = KernelSpec(
             where=RECTANGULAR,
         ),
     ],
-    axes=[bound("rectangular", (False, True), by=present("page_indices"))],
+    axes=[
+        bound("rectangular", (False, True), by=present("page_indices")),
+        tuned("quads", (1, 4)),
+    ],
+    rules=[
+        rule(where=RECTANGULAR, quads=1),
+        rule(when=IDS <= 1 << 18, quads=1),
+        rule(quads=4),
+    ],
     params=params,
-    launch=lambda _: launch([cdiv(IDS, 4 * THREADS)], THREADS, programmatic=True),
+    launch=geometry,
     source=CudaSource(entry="flatten_page_table", variables={"threads": THREADS}),
-    max_registers=48,
+    max_registers=40,
 )

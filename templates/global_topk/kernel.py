@@ -26,9 +26,11 @@ from dsv4_aot.generator.spec import (
     tuned,
 )
 from dsv4_aot.runtime.abi import Dtype
-from dsv4_aot.runtime.expr import present, size, stride, value
+from dsv4_aot.runtime.expr import cdiv, maximum, present, size, stride, value
 
 INT32 = 2**31 - 1
+EXACT_BITS = 62
+"""Bits of the fixed-point reciprocal of the page size."""
 OUTPUTS: tuple[Dtype, ...] = ("int32", "int64")
 
 ROWS = size("out", 0)
@@ -80,8 +82,16 @@ KERNEL = KernelSpec(
         ),
         check(WIDTH < 2**31 - 2**14, "out.shape[1] is below 2^31 - 2^14"),
     ],
-    axes=[bound("output", OUTPUTS, by=dtype_of("out")), tuned("threads", (128, 512))],
-    rules=[rule(when=WIDTH <= 1024, threads=128), rule(threads=512)],
+    axes=[
+        bound("output", OUTPUTS, by=dtype_of("out")),
+        tuned("threads", (128, 1024)),
+        tuned("blocks", (1, 2, 16)),
+    ],
+    rules=[
+        rule(when=(WIDTH <= 1024) & (ROWS <= 4096), threads=128, blocks=1),
+        rule(when=WIDTH <= 1024, threads=128, blocks=16),
+        rule(threads=1024, blocks=2),
+    ],
     params=[
         pointer("out"),
         pointer("lens"),
@@ -92,6 +102,7 @@ KERNEL = KernelSpec(
         number("out_stride", "i64", stride("out", 0)),
         number("topk_stride", "i64", stride("topk_indices", 0)),
         number("table_stride", "i64", stride("block_table", 0)),
+        number("block_reciprocal", "i64", cdiv(1 << EXACT_BITS, maximum(value("block_size"), 1))),
         number("width", "i32", WIDTH),
         number("requests", "i32", size("block_table", 0)),
         number("entries", "i32", size("block_table", 1)),
@@ -99,5 +110,5 @@ KERNEL = KernelSpec(
     ],
     launch=lambda choices: launch([ROWS], choices["threads"], programmatic=True),
     source=CudaSource(entry="global_topk"),
-    max_registers=64,
+    max_registers=56,
 )

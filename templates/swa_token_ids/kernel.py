@@ -84,7 +84,7 @@ KERNEL = KernelSpec(
     ],
     checks=[check(IDS < 2**31 - 2**12, "out has fewer than 2^31 - 2^12 elements")],
     axes=[bound("pool", POOL, by=dtype_of("req_pool_indices")), tuned("ids", (1, 4))],
-    rules=[rule(when=IDS <= 1 << 18, ids=1), rule(ids=4)],
+    rules=[rule(when=IDS <= 1 << 17, ids=1), rule(ids=4)],
     params=[
         pointer("out"),
         pointer("req_to_token"),
@@ -101,5 +101,5 @@ KERNEL = KernelSpec(
     ],
     launch=geometry,
     source=CudaSource(entry="swa_token_ids", variables={"threads": THREADS}),
-    max_registers=64,
+    max_registers=40,
 )
