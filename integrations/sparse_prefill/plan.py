@@ -235,7 +235,7 @@ class SparsePrefillPlan:
                 f"compress_ratio is {compress_ratio}, allowed: {', '.join(map(str, self.gathers))}",
                 tip="ensure_compressed or ensure_c128 lists a ratio's rows, once a plan",
             )
-        self._check_layer(gather, compressed_cache, topk_indices)
+        self._check_layer(gather, swa_cache, compressed_cache, topk_indices)
         workspace, ids = self.workspace, gather.flat_token_ids
         regions = gather.regions
         if regions is None or regions.buffer is not workspace.buffer:
@@ -253,7 +253,11 @@ class SparsePrefillPlan:
         )
 
     def _check_layer(
-        self, gather: CompressedGather, cache: KCache | None, topk_indices: Tensor | None
+        self,
+        gather: CompressedGather,
+        swa_cache: KCache,
+        cache: KCache | None,
+        topk_indices: Tensor | None,
     ) -> None:
         ratio, page_size = gather.compress_ratio, gather.page_size
         for name, given, wanted in (
@@ -267,6 +271,11 @@ class SparsePrefillPlan:
             raise ArgumentError(
                 f"compressed_cache has pages of {cache.page_size} rows, and the rows of "
                 f"compress_ratio {ratio} were listed with {page_size}"
+            )
+        if cache is not None and cache.interleaved is not swa_cache.interleaved:
+            raise ArgumentError(
+                f"interleaved is {swa_cache.interleaved} of swa_cache and {cache.interleaved} of "
+                "compressed_cache, allowed: the same"
             )
 
     def _combine(

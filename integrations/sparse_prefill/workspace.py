@@ -73,7 +73,7 @@ class SparsePrefillWorkspace:
         window: Source,
         compressed: Source | None,
     ) -> None:
-        """Decodes a layer's rows: one launch, or two where the caches' records differ.
+        """Decodes a layer's rows, in one launch. Both caches are interleaved, or neither is.
 
         Compressed rows stay until a step overwrites them, and are not decoded again for a layer
         that shares the cache of the layer before. Window rows are each layer's own.
@@ -84,12 +84,8 @@ class SparsePrefillWorkspace:
         elif self._holds(compressed):
             _decode(launch, regions.window, window)
         else:
-            self._held = None  # until all of it is launched
-            if compressed.cache[2:] == window.cache[2:]:
-                _decode(launch, regions.compressed, compressed, regions.window, window)
-            else:
-                _decode(launch, regions.compressed, compressed)
-                _decode(launch, regions.window, window)
+            self._held = None  # until it is launched
+            _decode(launch, regions.compressed, compressed, regions.window, window)
             self._held = compressed
 
     def _holds(self, source: Source) -> bool:
@@ -117,5 +113,6 @@ def _decode(
     else:
         second, second_ids = window
         launch(
-            "dequant_paged", *arguments, window_out, second.bytes(), second_ids, second.page_size
-        )
+            "dequant_paged", *arguments, window_out, second.bytes(), second_ids, second.page_size,
+            second.record,
+        )  # fmt: skip

@@ -45,6 +45,7 @@ class Call:
 
     far: bytes of unused pages before the used ones. wild: all codes and scales, also those that
     stand for NaN, infinity and nothing. joined: both outputs are slices of one workspace.
+    window_record: of the second source, 0 leaves it out.
     """
 
     record: int
@@ -56,10 +57,16 @@ class Call:
     far: int = 0
     wild: bool = False
     joined: bool = False
+    window_record: int = 0
 
     @property
     def rows(self) -> int:
         return self.first.rows + (self.second.rows if self.second else 0)
+
+    @property
+    def of_second(self) -> Call:
+        """The same, its record being the second source's."""
+        return replace(self, record=self.window_record or self.record)
 
     @property
     def name(self) -> str:
@@ -69,7 +76,8 @@ class Call:
         flags = ("wide", "gaps", "far", "wild", "joined")
         parts += [flag for flag in flags if getattr(self, flag)]
         layout = "interleaved" if self.interleaved else "split"
-        return f"{self.record} {layout} " + ", ".join(parts)
+        records = f"{self.record} + {self.window_record}" if self.window_record else self.record
+        return f"{records} {layout} " + ", ".join(parts)
 
 
 def page_stride(call: Call, page: int) -> int:
@@ -155,10 +163,12 @@ def make(call: Call, device: Any, seed: int) -> dict[str, Any]:
     random = torch.Generator(device).manual_seed(seed)
     outputs = make_outputs(call, device)
     arguments: dict[str, Any] = {"record": call.record, "interleaved": call.interleaved}
-    for prefix, source, out in zip(("", "window_"), (call.first, call.second), outputs,
-                                   strict=False):  # fmt: skip
+    if call.window_record:
+        arguments["window_record"] = call.window_record
+    sources = [("", call.first, call), ("window_", call.second, call.of_second)]
+    for (prefix, source, form), out in zip(sources, outputs, strict=False):
         assert source is not None
-        cache, ids = make_source(call, source, random, device)
+        cache, ids = make_source(form, source, random, device)
         arguments |= {
             f"{prefix}out": out,
             f"{prefix}k_cache": cache,
@@ -174,7 +184,8 @@ def case(call: Call, *, bench: bool = False) -> Case:
         name=call.name,
         make=partial(make, call),
         tolerance=EXACT if call.wild else None,
-        read=call.rows * (call.record + 4) + (4 * first.rows if call.wide else 0),
+        read=first.rows * (call.record + (8 if call.wide else 4))
+        + second.rows * (call.of_second.record + 4),
         write=call.rows * 1024,
         bench=bench,
         memory=call.far * (2 if call.second else 1)
@@ -205,6 +216,24 @@ def correctness() -> Iterator[Call]:
         yield replace(one, first=Source(4099, 64), second=Source(515, 256), wild=True)
         yield replace(one, first=Source(60_000, 64, "scattered"), wild=True)
         yield replace(one, first=Source(200, 64), second=Source(30, 64), far=2**31 + 2**20)
+    yield Call(528, True, Source(70, 64), Source(9, 64), window_record=528)
+    for interleaved in (False, True):
+        yield from mixed(Call(288, interleaved, Source(1, 64), Source(1, 64), window_record=528))
+
+
+def mixed(one: Call) -> Iterator[Call]:
+    """FP4 beside FP8."""
+    for rows, more in ((0, 0), (0, 5), (5, 0), (1, 1), (8, 16), (33, 70), (71, 9), (7, 601)):
+        yield replace(one, first=Source(rows, 64), second=Source(more, 256))
+    yield replace(one, first=Source(301, 2), second=Source(97, 128), gaps=True, joined=True)
+    yield replace(one, first=Source(37, 3, "backwards"), second=Source(29, 1, "same"), gaps=True)
+    yield replace(one, first=Source(45, 7, "invalid"), second=Source(50, 5, "invalid"))
+    yield replace(one, first=Source(0, 64, spare=0), second=Source(9, 64))
+    yield replace(one, first=Source(9, 64), second=Source(0, 64, spare=0))
+    yield replace(one, first=Source(4099, 64), second=Source(515, 256), wild=True)
+    yield replace(one, first=Source(515, 256), second=Source(4099, 64, "scattered"), wild=True)
+    yield replace(one, first=Source(50_000, 64, "scattered"), second=Source(9_001, 64), wild=True)
+    yield replace(one, first=Source(200, 64), second=Source(30, 64), far=2**31 + 2**20)
 
 
 # Worked out by hand -------------------------------------------------------------------------------
@@ -269,10 +298,41 @@ def fp4_worked_out() -> dict[str, Any]:
     return {"out": rows_of(1, "cpu", bits)}
 
 
+def mixed_by_hand(device: Any, _seed: int) -> dict[str, Any]:
+    """FP4, id 1, the second row of the only page of two: data at 256, scales at 2 * 256 + 32.
+
+    Codes 5 and 2 under the scale 2, and code 15 at the end under the scale 1/2. FP8, id 0: -1
+    under 2^-1, and 2 at the end under 2^3, scales at 512.
+    """
+    first = {256: 0x25, 511: 0xF0, 544: 0x40, 575: 0x30}
+    second = {1: 0xB8, 511: 0x40, 512: 126, 527: 130}
+    return {
+        "out": rows_of(1, device),
+        "k_cache": pages(1, 576, first, device),
+        "token_ids": torch.tensor([1], dtype=torch.int32, device=device),
+        "page_size": 2,
+        "record": 288,
+        "window_out": rows_of(2, device),
+        "window_k_cache": pages(1, 528, second, device),
+        "window_token_ids": torch.tensor([0, 0], dtype=torch.int32, device=device),
+        "window_page_size": 1,
+        "window_record": 528,
+    }
+
+
+def mixed_worked_out() -> dict[str, Any]:
+    """3 and 1, doubled, and half of -6; half of -1, and 2 * 8, twice."""
+    return {
+        "out": rows_of(1, "cpu", {0: 0x40C0, 1: 0x4000, 511: 0xC040}),
+        "window_out": rows_of(2, "cpu", {1: 0xBF00, 511: 0x4180}),
+    }
+
+
 def worked_out() -> list[Case]:
     return [
         Case("584, two sources: by hand", two_by_hand, expected=two_worked_out),
         Case("288 interleaved: by hand", fp4_by_hand, expected=fp4_worked_out),
+        Case("288 + 528, two sources: by hand", mixed_by_hand, expected=mixed_worked_out),
     ]
 
 
@@ -292,6 +352,9 @@ def timed() -> Iterator[Call]:
     yield replace(v4, first=Source(131072, 64), wide=True)
     for record, interleaved in LAYOUTS[1:]:
         yield Call(record, interleaved, Source(131072, 128))
+    mixed = Call(288, True, Source(1, 64), joined=True, window_record=528)
+    for rows, more in ((256, 256), (24576, 8192), (98304, 32768)):
+        yield replace(mixed, first=Source(rows, 64), second=Source(more, 64))
 
 
 def cases() -> list[Case]:

@@ -2,8 +2,9 @@
 
     out[t, 0, :] = decode(row token_ids[t] % page_size of page token_ids[t] // page_size)
 
-and, in the same launch, the same of a second source: ``window_out`` from ``window_k_cache``. Ids
-are read on the device, so a captured launch follows them; no host can check them. An id below 0
+and, in the same launch, the same of a second source: ``window_out`` from ``window_k_cache``. Its
+records are like the first one's, or FP8 beside FP4, as V4.1 keeps windows beside compressed rows.
+Ids are read on the device, so a captured launch follows them; no host can check them. An id below 0
 reads record 0, as the callers of SGLang's kernel clamp it, and one beyond the pool reads its last
 record, so that no id reads outside the cache; a caller must not rely on either.
 
@@ -76,6 +77,13 @@ def pool(source: str) -> Node:
     return size(f"{source}k_cache", 0) * page(source)
 
 
+def record(source: str) -> Node:
+    """Bytes of a record."""
+    if source == FIRST:
+        return value("record")
+    return value("window_record") + value("window_record").eq(0) * value("record")
+
+
 def which(source: str) -> str:
     return "the second source's " if source == SECOND else ""
 
@@ -116,7 +124,7 @@ def inputs(source: str) -> Iterator[Argument]:
 def checks(source: str, unit: int) -> Iterator[Check]:
     """unit: elements of out in 16 bytes."""
     out, cache = f"{source}out", f"{source}k_cache"
-    where = {"two": [True]} if source == SECOND else {}
+    where: dict[str, list[Choice]] = {"two": [True, "mixed"]} if source == SECOND else {}
     conditions = [
         (
             (size(out, 0) <= 1) | (stride(out, 0) % unit).eq(0),
@@ -127,7 +135,7 @@ def checks(source: str, unit: int) -> Iterator[Check]:
             f"{cache}.stride(0), the page stride, is a multiple of 16 bytes",
         ),
         (
-            page(source) * value("record") <= size(cache, 1),
+            page(source) * record(source) <= size(cache, 1),
             f"a page of {cache} has room for {source}page_size records",
         ),
         (
@@ -185,6 +193,8 @@ def geometry(choices: Choices) -> Launch:
 
 
 second = present("window_k_cache")
+# Whatever is no record, too: a check refuses it in words.
+mixed = value("window_record").ne(0) & value("window_record").ne(value("record"))
 in_all = rows(FIRST) + rows(SECOND)
 
 KERNEL = KernelSpec(
@@ -196,23 +206,42 @@ KERNEL = KernelSpec(
         *FORMAT,
         output(SECOND),
         *inputs(SECOND),
+        scalar(
+            "window_record",
+            "int",
+            default=0,
+            doc="the second source's record, where it differs: 528 beside a record of 288",
+        ),
     ],
     checks=[
         check(
             present("window_out").eq(second) & present("window_token_ids").eq(second),
             "window_out, window_k_cache and window_token_ids are all given or all absent",
         ),
+        check(
+            mixed.eq(0) | (value("window_record").eq(528) & value("record").eq(288)),
+            "window_record is 0 or record, which is the same, or 528 beside a record of 288",
+        ),
+        check(
+            mixed.eq(0),
+            "token_ids is int32 where window_record differs from record",
+            where={"two": ["mixed"], "ids": ["int64"]},
+        ),
         *checks(FIRST, unit=8),
         *checks(SECOND, unit=8),
     ],
     axes=[
         *AXES,
-        bound("two", (False, True), by=second),
+        # One source, two of one record, or FP8 beside FP4.
+        bound("two", {False: False, True: True, "mixed": 2}, by=second * (mixed + 1)),
         tuned("rows", (2, 8)),
         tuned("warps", (1, 2, 4)),
         tuned("once", ("nothing", "input", "all")),
     ],
-    domain=[{**product, "two": (False, True)} for product in DOMAIN],
+    domain=[
+        *({**product, "two": (False, True)} for product in DOMAIN),
+        {"record": (288,), "interleaved": (False, True), "ids": ("int32",), "two": ("mixed",)},
+    ],
     rules=[
         # As for dequant_gather: latency counts, and a small output loses nothing outside L2;
         rule(when=in_all <= 2048, rows=2, warps=4, once="all"),

@@ -26,8 +26,9 @@ def peers() -> dict[str, Callable[..., Any]]:
         window_k_cache: Any = None,
         window_token_ids: Any = None,
         window_page_size: int = 0,
+        window_record: int = 0,
     ) -> None:
-        if record != 584 or interleaved:
+        if record != 584 or interleaved or window_record not in {0, 584}:
             raise NotImplementedError("records of V4.1 have this peer on later GPUs alone")
         dequantize(k_cache, token_ids, page_size, out=out)
         if window_out is not None:  # a launch of its own

@@ -77,16 +77,18 @@ def reference(
     window_k_cache: torch.Tensor | None = None,
     window_token_ids: torch.Tensor | None = None,
     window_page_size: int = 0,
+    window_record: int = 0,
 ) -> None:
     """``out[t, 0]`` becomes the row of ``token_ids[t]``; the second source's likewise.
 
     ``out`` bf16 ``[T, 1, 512]``; ``k_cache`` uint8 ``[pages, bytes]``. An id outside the cache
-    means its nearest record.
+    means its nearest record, and ``window_record`` 0 that both sources have the same.
     """
-    sources = [(out, k_cache, token_ids, page_size)]
+    sources = [(out, k_cache, token_ids, page_size, record)]
     if window_out is not None and window_k_cache is not None and window_token_ids is not None:
-        sources.append((window_out, window_k_cache, window_token_ids, window_page_size))
-    for target, cache, ids, size in sources:
+        second = window_record or record
+        sources.append((window_out, window_k_cache, window_token_ids, window_page_size, second))
+    for target, cache, ids, size, kind in sources:
         for low in range(0, len(ids), PART):
             part = ids[low : low + PART].long().clamp(0, cache.shape[0] * size - 1)
-            target[low : low + PART, 0] = read_rows(cache, part, size, record, interleaved)
+            target[low : low + PART, 0] = read_rows(cache, part, size, kind, interleaved)

@@ -127,13 +127,14 @@ def test_a_layer_is_one_launch_and_its_combination(launches: Launches, pools: Po
     assert launches.taken() == ["dequant_paged 2", "combine_topk_swa"]
 
 
-def test_records_of_two_kinds_take_two_launches(launches: Launches) -> None:
-    pools = SCENES["V4.1 FP4 beside FP8"].make("cpu")
+@pytest.mark.parametrize("layout", ["interleaved", "split"])
+def test_records_of_two_kinds_are_one_launch(layout: str, launches: Launches) -> None:
+    pools = SCENES[f"V4.1 FP4 beside FP8, {layout}"].make("cpu")
     plan, _ = planned(pools, launches)
     ensure(plan, pools, 2)
     launches.taken()
     step(plan, pools, 2, pools.select(2))
-    assert launches.taken() == ["dequant_paged 1", "dequant_paged 1", "combine_topk_swa"]
+    assert launches.taken() == ["dequant_paged 2", "combine_topk_swa"]
 
 
 def test_windows_of_requests_need_no_list(launches: Launches) -> None:

@@ -154,8 +154,46 @@ def test_layers_that_do_not_fit_their_ratio_are_refused(
         "compressed_cache has pages of 32 rows, and the rows of compress_ratio 4 were listed "
         "with 64": (windows, 4, cache._replace(page_size=32), selected),
         "dequant_paged: record is 600": (windows._replace(record=600),),
+        "interleaved is True of swa_cache and False of compressed_cache, allowed: the same": (
+            windows._replace(record=528, interleaved=True),
+            4,
+            cache,
+            selected,
+        ),
+        "528 beside a record of 288; came: window_record = 528, record = 584": (
+            windows._replace(record=528),
+            4,
+            cache,
+            selected,
+        ),
     }
     for message, call in wrong.items():
         with pytest.raises(ArgumentError, match=re.escape(message)):
             plan.step(*call)
     assert launches.taken() == []
+
+
+def test_records_that_are_not_kept_together_are_refused(launches: Launches) -> None:
+    def rows(page: int, ids: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        out = torch.empty(3, 1, 512, dtype=torch.bfloat16)
+        return out, torch.zeros(2, page, dtype=torch.uint8), torch.zeros(3, dtype=ids), 4
+
+    narrow, wide, room = torch.int32, torch.int64, 4 * 528
+    together = "window_record is 0 or record, which is the same, or 528 beside a record of 288"
+    wrong: dict[str, tuple[int, int, int, torch.dtype]] = {
+        f"{together}; came: window_record = 600, record = 288": (288, 600, room, narrow),
+        f"{together}; came: window_record = 288, record = 528": (528, 288, room, narrow),
+        f"{together}; came: window_record = -1, record = 528": (528, -1, room, narrow),
+        "token_ids is int32 where window_record differs from record": (288, 528, room, wide),
+        "a page of window_k_cache has room for window_page_size records": (
+            288, 528, room - 16, narrow,
+        ),
+    }  # fmt: skip
+    for message, (record, second, page, ids) in wrong.items():
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            launches(
+                "dequant_paged", *rows(4 * 528, ids), record, True, *rows(page, narrow), second
+            )
+    assert launches.taken() == []
+    launches("dequant_paged", *rows(4 * 288, narrow), 288, True, *rows(room, narrow), 528)
+    assert launches.taken() == ["dequant_paged 2"]

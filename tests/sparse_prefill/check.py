@@ -29,7 +29,8 @@ SCENES = {
     "64 requests": Scene(tuple((40 + 5 * i, 1 + i % 9) for i in range(64))),
     "V4.1, interleaved": Scene(MIXED, record=528, interleaved=True, swa_record=528, swa_page=32),
     "V4.1, split": Scene(MIXED, record=528, swa_record=528, swa_page=256, seed=3),
-    "V4.1 FP4 beside FP8": Scene(MIXED, record=288, interleaved=True, swa_record=528),
+    "V4.1 FP4 beside FP8, interleaved": Scene(MIXED, record=288, interleaved=True, swa_record=528),
+    "V4.1 FP4 beside FP8, split": Scene(MIXED, record=288, swa_record=528, swa_page=256, seed=4),
     "windows of requests": Scene(MIXED, padding=3, windows=True),
     "windows of one request": Scene(((500, 20),), windows=True, swa_page=128),
     "shares of a chunk": Scene(
