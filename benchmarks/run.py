@@ -96,7 +96,9 @@ class Bench:
         """Those peers that serve the case and give the same values."""
         times: dict[str, float] = {}
         written = [
-            arg.name for arg in folder.spec.arguments if getattr(arg, "access", "read") != "read"
+            arg.name
+            for arg in folder.spec.arguments
+            if getattr(arg, "access", "read") in ("write", "readwrite")
         ]
         for name, peer in folder.peers().items():
             kernel(**sets[0])

@@ -99,7 +99,7 @@ class Trial:
         self.arguments = case.make(device, seed)
         tensors = tensors_of(self.arguments)
         access = {arg.name: arg.access for arg in table if isinstance(arg, TensorArg)}
-        self.written = [name for name in tensors if access.get(name, "read") != "read"]
+        self.written = [name for name in tensors if access.get(name) in ("write", "readwrite")]
         if not self.written:
             raise SpecError(
                 f"case {case.name!r} passes no tensor that the kernel writes",
@@ -107,12 +107,13 @@ class Trial:
             )
         self._storages = {_key(tensor): storage_bytes(tensor) for tensor in tensors.values()}
         self._storages.pop(0, None)  # empty tensors have no memory
+        scratch = {_key(tensors[name]) for name in tensors if access.get(name) == "scratch"}
         outputs = {_key(tensors[name]) for name in self.written}
         self._before = {key: self._storages[key].clone() for key in outputs if key}
         self._shared = {
             key
             for key, data in self._storages.items()
-            if key not in outputs and data.numel() > CLONED_INPUT_BYTES
+            if key not in outputs and (key in scratch or data.numel() > CLONED_INPUT_BYTES)
         }
         self.expected = clone(self.arguments, keep=self._shared.__contains__)
         reference(**self.expected)

@@ -21,7 +21,8 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,19
 Choice = Union[bool, int, str]
 ABSENT = "absent"
 """What an axis is bound to by the dtype of an optional tensor that was not given."""
-Access = Literal["read", "write", "readwrite"]
+Access = Literal["read", "write", "readwrite", "scratch"]
+"""``scratch`` is written, and what it holds afterwards means nothing."""
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):

@@ -1,0 +1,329 @@
+"""turboquant_decode: attention of a few query tokens a request over TurboQuant's paged cache.
+
+Row r = request * queries + i of ``q`` is the query of token ``seq_lens[request] - queries + i``,
+which sees the tokens up to itself, and with a window only the last ``window`` of those:
+
+    out[r, h] = softmax(scale * q[r, h] K^T) V
+
+where K and V are what the cache's slots of head h * kv_heads // heads stand for, as
+_shared/turboquant.cuh describes them. A preset is two numbers: ``key_bits`` and ``value_bits`` are
+8 and 4 for k8v4, 4 and 4 for 4bit_nc, 3 and 4 for k3v4_nc, 3 and 3 for 3bit_nc. A row that sees
+nothing becomes zeros.
+
+Lengths and page tables are read on the device, so a captured launch follows them. A length below 0
+counts as 0, one beyond the page table's width as that width; a page outside the cache is read as
+its first or last one. Those are the caller's mistakes, and nothing outside the tensors is read.
+
+``workspace`` and ``counters`` serve one launch at a time: launches that may overlap, on several
+streams, need their own. ``counters`` must be zero before the first launch, and every launch leaves
+zeros. The launch is programmatic: it overlaps the end of the kernel before it, and waits for it
+(``griddepcontrol.wait``) before it reads.
+"""
+
+from dsv4_aot.generator.spec import (
+    Choices,
+    CudaSource,
+    KernelSpec,
+    Parameter,
+    bound,
+    check,
+    dtype_of,
+    launch,
+    number,
+    pointer,
+    rule,
+    scalar,
+    tensor,
+    tuned,
+)
+from dsv4_aot.runtime.abi import Dtype
+from dsv4_aot.runtime.expr import (
+    Node,
+    cdiv,
+    maximum,
+    minimum,
+    multiprocessors,
+    numel,
+    size,
+    stride,
+    value,
+)
+from dsv4_aot.runtime.schema import Launch
+
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16")
+HEAD_DIMS = (64, 128, 256)
+PRESETS = ((8, 4), (4, 4), (3, 4), (3, 3))
+TILE = 32
+"""Tokens of a stage."""
+BLOCK_HEADS = 8
+"""Most heads of the cache that a block reads."""
+MOST_QUERIES = 8
+MOST_GROUP = 16
+MOST_REQUESTS = 1 << 20
+NO_WINDOW = 1 << 30
+"""A window that is longer than any request."""
+INT_MAX = 2**31 - 1
+SHARED = 227 * 1024
+WARPS = 8
+"""Those that calculate."""
+FETCHERS = 4
+"""Warps that fetch: one, and three that give their registers to the others."""
+LEAST_TILES = 2
+"""Of a block: fewer are not worth putting together."""
+MOST_BLOCKS = 169
+"""What two rounds of putting together, 13 by 13, have room for."""
+
+queries = value("queries")
+requests = size("seq_lens", 0)
+heads = size("q", 1)
+head_dim = size("q", 2)
+pool = size("kv_cache", 0)
+page_size = size("kv_cache", 1)
+kv_heads = size("kv_cache", 2)
+slot_bytes = size("kv_cache", 3)
+page_stride = stride("kv_cache", 0)
+group = heads // maximum(kv_heads, 1)
+columns = group * queries
+max_tokens = size("block_table", 1) * page_size
+useful_blocks = cdiv(requests * max_tokens, LEAST_TILES * TILE)
+"""Blocks that there is work for, with requests as long as can be."""
+
+
+def encoded_bytes() -> Node:
+    """Codes, the norm of a key that is not FP8, and a value's step and minimum."""
+    bits = value("key_bits") + value("value_bits")
+    return head_dim * bits // 8 + 4 + 2 * value("key_bits").ne(8)
+
+
+def slices(choices: Choices) -> Node:
+    """Blocks that share a request's tokens: by heads of the cache, and by columns of a head."""
+    block_heads = maximum(minimum(kv_heads, BLOCK_HEADS), 1)
+    parts = cdiv(columns, choices["columns"])
+    own = maximum(minimum(parts, WARPS // block_heads), 1)
+    return kv_heads // block_heads * cdiv(parts, own)
+
+
+def geometry(choices: Choices) -> Launch:
+    """As many blocks of a slice as there are multiprocessors, or tiles for them."""
+    return launch(
+        [minimum(minimum(multiprocessors(), MOST_BLOCKS), useful_blocks), slices(choices)],
+        32 * (WARPS + FETCHERS),
+        shared=SHARED,
+        programmatic=True,
+    )
+
+
+def params(choices: Choices) -> list[Parameter]:
+    pointers = ("out", "lse", "q", "kv_cache", "block_table", "seq_lens", "sinks")
+    windowed = value("window") >= 1
+    window = windowed * minimum(value("window"), NO_WINDOW) + (1 - windowed) * NO_WINDOW
+    return [
+        *(pointer(name) for name in pointers),
+        pointer("workspace"),
+        pointer("counters"),
+        number("out_row", "i64", 2 * stride("out", 0)),
+        number("out_head", "i64", 2 * stride("out", 1)),
+        number("q_row", "i64", 2 * stride("q", 0)),
+        number("q_head", "i64", 2 * stride("q", 1)),
+        number("page_stride", "i64", page_stride),
+        number("requests", "i32", requests),
+        number("queries", "i32", queries),
+        number("heads", "i32", kv_heads),
+        number("group", "i32", group),
+        number("page_size", "i32", page_size),
+        number("pages_stride", "i32", stride("block_table", 0)),
+        number("max_tokens", "i32", max_tokens),
+        number("last_page", "i32", pool - 1),
+        number("window", "i32", window),
+        number("bfloat", "i32", int(choices["dtype"] == "bfloat16")),
+        number("scale", "f32", value("scale")),
+    ]
+
+
+def wide_steps(name: str) -> Node:
+    """Whether rows of 16 bytes stay aligned from row to row and from head to head."""
+    rows = (size(name, 0) <= 1) | (stride(name, 0) % 8).eq(0)
+    return rows & ((size(name, 1) <= 1) | (stride(name, 1) % 8).eq(0))
+
+
+KERNEL = KernelSpec(
+    name="turboquant_decode",
+    summary="Attention of a few query tokens a request over TurboQuant's paged cache.",
+    arguments=[
+        tensor(
+            "out",
+            DTYPES,
+            (size("q", 0), heads, head_dim),
+            strides=(None, None, 1),
+            align=16,
+            access="write",
+            doc="[requests * queries, heads, head_dim], of the dtype of q; the other strides are "
+            "free multiples of 8",
+        ),
+        tensor(
+            "q",
+            DTYPES,
+            (requests * queries, None, None),
+            strides=(None, None, 1),
+            align=16,
+            doc="[requests * queries, heads, head_dim]; the other strides are free multiples of 8",
+        ),
+        tensor(
+            "kv_cache",
+            "uint8",
+            (None, None, None, None),
+            strides=(None, kv_heads * slot_bytes, slot_bytes, 1),
+            align=16,
+            doc="[pages, page size, kv_heads, bytes of a slot]; pages of 16, 32, 64 or 128 tokens; "
+            "stride(0), the page stride in bytes, is a free multiple of 16",
+        ),
+        tensor(
+            "block_table",
+            "int32",
+            (requests, None),
+            strides=(None, 1),
+            doc="[requests, pages of the longest]; entries behind a request's length are not read",
+        ),
+        tensor(
+            "seq_lens",
+            "int32",
+            (None,),
+            contiguous=True,
+            doc="[requests]: tokens in the cache, those of the queries included",
+        ),
+        tensor(
+            "workspace",
+            "float32",
+            (None,),
+            contiguous=True,
+            align=16,
+            access="scratch",
+            doc="scratch, 2 * multiprocessors * rows of q * heads / requests * (head_dim + 4) "
+            "elements",
+        ),
+        tensor(
+            "counters",
+            "int32",
+            (None,),
+            contiguous=True,
+            access="readwrite",
+            doc="4 * multiprocessors elements or more, zero before the first launch; left zero",
+        ),
+        scalar("scale", "float", doc="what scores are multiplied by, usually head_dim ** -0.5"),
+        scalar("key_bits", "int", doc="8 (E4M3), 4 or 3"),
+        scalar("value_bits", "int", doc="4 or 3"),
+        scalar(
+            "queries",
+            "int",
+            minimum=1,
+            maximum=MOST_QUERIES,
+            default=1,
+            doc="query tokens a request, the last ones of its tokens",
+        ),
+        scalar(
+            "window",
+            "int",
+            minimum=0,
+            maximum=INT_MAX,
+            default=0,
+            doc="tokens that a query sees at most, itself included; 0 for all",
+        ),
+        tensor(
+            "sinks",
+            "float32",
+            (heads,),
+            contiguous=True,
+            optional=True,
+            doc="[heads]: a score that takes part in the softmax and has no value",
+        ),
+        tensor(
+            "lse",
+            "float32",
+            (size("q", 0), heads),
+            contiguous=True,
+            optional=True,
+            access="write",
+            doc="[requests * queries, heads]: the natural logarithm of the sum of exponentials, "
+            "the sink's included; -inf where there is none",
+        ),
+    ],
+    checks=[
+        check(
+            (kv_heads >= 1) & (heads >= 1) & (heads % maximum(kv_heads, 1)).eq(0),
+            "the heads of q are a multiple of the heads of kv_cache",
+        ),
+        check(group <= MOST_GROUP, f"at most {MOST_GROUP} heads of q share a head of kv_cache"),
+        check(
+            (kv_heads <= BLOCK_HEADS) | (kv_heads % BLOCK_HEADS).eq(0),
+            "kv_cache has at most 8 heads or a multiple of 8",
+        ),
+        check(
+            slot_bytes.eq(encoded_bytes()),
+            "a slot of kv_cache is head_dim * (key_bits + value_bits) / 8 + 4 bytes, and 2 more "
+            "unless key_bits is 8",
+        ),
+        check(
+            page_size.eq(16) | page_size.eq(32) | page_size.eq(64) | page_size.eq(128),
+            "a page of kv_cache has 16, 32, 64 or 128 tokens",
+        ),
+        check(
+            (pool <= 1)
+            | ((page_stride % 16).eq(0) & (page_stride >= page_size * kv_heads * slot_bytes)),
+            "kv_cache.stride(0), the page stride, is a multiple of 16 and at least a page",
+        ),
+        check(pool <= INT_MAX, "kv_cache has fewer than 2^31 pages"),
+        check(requests.eq(0) | (pool >= 1), "kv_cache has a page that a table can mean"),
+        check(requests <= MOST_REQUESTS, "there are at most 2^20 requests"),
+        check(
+            (max_tokens <= 1 << 29) & (requests * max_tokens // TILE <= 1 << 30),
+            "block_table has room for at most 2^29 tokens a request and 2^34 in all",
+        ),
+        check(
+            (requests <= 1) | (stride("block_table", 0) <= INT_MAX),
+            "block_table.stride(0) is below 2^31",
+        ),
+        check(wide_steps("q"), "q.stride(0) and q.stride(1) are multiples of 8 elements"),
+        check(wide_steps("out"), "out.stride(0) and out.stride(1) are multiples of 8 elements"),
+        check(
+            numel("workspace") >= 2 * multiprocessors() * queries * heads * (head_dim + 4),
+            "workspace has 2 * multiprocessors * queries * heads * (head_dim + 4) elements",
+        ),
+        check(
+            numel("counters") >= 4 * multiprocessors(),
+            "counters has 4 * multiprocessors elements",
+        ),
+    ],
+    axes=[
+        bound("key_bits", (8, 4, 3), by=value("key_bits")),
+        bound("value_bits", (4, 3), by=value("value_bits")),
+        bound("head_dim", HEAD_DIMS, by=head_dim),
+        bound("dtype", DTYPES, by=dtype_of("q")),
+        bound("out_dtype", DTYPES, by=dtype_of("out")),
+        tuned("columns", (8, 16)),
+    ],
+    domain=[
+        {
+            "key_bits": (key_bits,),
+            "value_bits": (value_bits,),
+            "head_dim": HEAD_DIMS,
+            "dtype": (dtype,),
+            "out_dtype": (dtype,),
+        }
+        for key_bits, value_bits in PRESETS
+        for dtype in DTYPES
+    ],
+    rules=[
+        rule(where={"head_dim": [256]}, columns=8),
+        rule(when=columns <= 8, columns=8),
+        rule(columns=16),
+    ],
+    params=params,
+    launch=geometry,
+    # The dtype is a parameter: both share a cubin.
+    source=CudaSource(
+        entry="turboquant_decode",
+        variables={"warps": WARPS, "shared": SHARED, "tile": TILE, "least_tiles": LEAST_TILES},
+    ),
+    max_registers=224,
+    spills_allowed="a block's state at head_dim 256, two words on sm_90a and more on sm_120a",
+)
