@@ -36,7 +36,6 @@ from dsv4_aot.generator.spec import (
     tensor,
     tuned,
 )
-from dsv4_aot.runtime.abi import Dtype
 from dsv4_aot.runtime.expr import (
     Node,
     cdiv,
@@ -49,10 +48,20 @@ from dsv4_aot.runtime.expr import (
     value,
 )
 from dsv4_aot.runtime.schema import Launch
+from dsv4_aot.templates.turboquant_store.kernel import (
+    DTYPES,
+    INT_MAX,
+    PRESET,
+    cache,
+    cache_axes,
+    cache_checks,
+    domain,
+    page_size,
+    page_stride,
+)
+from dsv4_aot.templates.turboquant_store.kernel import heads as kv_heads
+from dsv4_aot.templates.turboquant_store.kernel import pages as pool
 
-DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16")
-HEAD_DIMS = (64, 128, 256)
-PRESETS = ((8, 4), (4, 4), (3, 4), (3, 3))
 TILE = 32
 """Tokens of a stage."""
 BLOCK_HEADS = 8
@@ -62,7 +71,6 @@ MOST_GROUP = 16
 MOST_REQUESTS = 1 << 20
 NO_WINDOW = 1 << 30
 """A window that is longer than any request."""
-INT_MAX = 2**31 - 1
 SHARED = 227 * 1024
 WARPS = 8
 """Those that calculate."""
@@ -77,22 +85,11 @@ queries = value("queries")
 requests = size("seq_lens", 0)
 heads = size("q", 1)
 head_dim = size("q", 2)
-pool = size("kv_cache", 0)
-page_size = size("kv_cache", 1)
-kv_heads = size("kv_cache", 2)
-slot_bytes = size("kv_cache", 3)
-page_stride = stride("kv_cache", 0)
 group = heads // maximum(kv_heads, 1)
 columns = group * queries
 max_tokens = size("block_table", 1) * page_size
 useful_blocks = cdiv(requests * max_tokens, LEAST_TILES * TILE)
 """Blocks that there is work for, with requests as long as can be."""
-
-
-def encoded_bytes() -> Node:
-    """Codes, the norm of a key that is not FP8, and a value's step and minimum."""
-    bits = value("key_bits") + value("value_bits")
-    return head_dim * bits // 8 + 4 + 2 * value("key_bits").ne(8)
 
 
 def slices(choices: Choices) -> Node:
@@ -168,15 +165,7 @@ KERNEL = KernelSpec(
             align=16,
             doc="[requests * queries, heads, head_dim]; the other strides are free multiples of 8",
         ),
-        tensor(
-            "kv_cache",
-            "uint8",
-            (None, None, None, None),
-            strides=(None, kv_heads * slot_bytes, slot_bytes, 1),
-            align=16,
-            doc="[pages, page size, kv_heads, bytes of a slot]; pages of 16, 32, 64 or 128 tokens; "
-            "stride(0), the page stride in bytes, is a free multiple of 16",
-        ),
+        cache("read", unit=16, doc="; pages of 16, 32, 64 or 128 tokens"),
         tensor(
             "block_table",
             "int32",
@@ -210,8 +199,7 @@ KERNEL = KernelSpec(
             doc="4 * multiprocessors elements or more, zero before the first launch; left zero",
         ),
         scalar("scale", "float", doc="what scores are multiplied by, usually head_dim ** -0.5"),
-        scalar("key_bits", "int", doc="8 (E4M3), 4 or 3"),
-        scalar("value_bits", "int", doc="4 or 3"),
+        *PRESET,
         scalar(
             "queries",
             "int",
@@ -257,19 +245,10 @@ KERNEL = KernelSpec(
             (kv_heads <= BLOCK_HEADS) | (kv_heads % BLOCK_HEADS).eq(0),
             "kv_cache has at most 8 heads or a multiple of 8",
         ),
-        check(
-            slot_bytes.eq(encoded_bytes()),
-            "a slot of kv_cache is head_dim * (key_bits + value_bits) / 8 + 4 bytes, and 2 more "
-            "unless key_bits is 8",
-        ),
+        *cache_checks(head_dim, unit=16),
         check(
             page_size.eq(16) | page_size.eq(32) | page_size.eq(64) | page_size.eq(128),
             "a page of kv_cache has 16, 32, 64 or 128 tokens",
-        ),
-        check(
-            (pool <= 1)
-            | ((page_stride % 16).eq(0) & (page_stride >= page_size * kv_heads * slot_bytes)),
-            "kv_cache.stride(0), the page stride, is a multiple of 16 and at least a page",
         ),
         check(pool <= INT_MAX, "kv_cache has fewer than 2^31 pages"),
         check(requests.eq(0) | (pool >= 1), "kv_cache has a page that a table can mean"),
@@ -294,24 +273,12 @@ KERNEL = KernelSpec(
         ),
     ],
     axes=[
-        bound("key_bits", (8, 4, 3), by=value("key_bits")),
-        bound("value_bits", (4, 3), by=value("value_bits")),
-        bound("head_dim", HEAD_DIMS, by=head_dim),
+        *cache_axes(head_dim),
         bound("dtype", DTYPES, by=dtype_of("q")),
         bound("out_dtype", DTYPES, by=dtype_of("out")),
         tuned("columns", (8, 16)),
     ],
-    domain=[
-        {
-            "key_bits": (key_bits,),
-            "value_bits": (value_bits,),
-            "head_dim": HEAD_DIMS,
-            "dtype": (dtype,),
-            "out_dtype": (dtype,),
-        }
-        for key_bits, value_bits in PRESETS
-        for dtype in DTYPES
-    ],
+    domain=domain(("dtype", "out_dtype")),
     rules=[
         rule(where={"head_dim": [256]}, columns=8),
         rule(when=columns <= 8, columns=8),

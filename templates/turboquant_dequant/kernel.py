@@ -31,31 +31,32 @@ from dsv4_aot.generator.spec import (
     tensor,
     tuned,
 )
-from dsv4_aot.runtime.abi import Dtype
-from dsv4_aot.runtime.expr import cdiv, maximum, minimum, size, stride, value
+from dsv4_aot.runtime.expr import cdiv, minimum, size, stride, value
 from dsv4_aot.runtime.schema import Argument, Check, Launch
+from dsv4_aot.templates.turboquant_store.kernel import (
+    DTYPES,
+    INT_MAX,
+    MAX_PAIRS,
+    PRESET,
+    cache,
+    cache_axes,
+    cache_checks,
+    domain,
+    heads,
+    heads_factor,
+    page_factor,
+    page_size,
+    page_stride,
+    pages,
+)
 
-DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16")
-HEAD_DIMS = (64, 128, 256)
-PRESETS = ((8, 4), (4, 4), (3, 4), (3, 3))
-INT_MAX = 2**31 - 1
-MAX_PAIRS = 2**30
-EXACT_BITS = 62
-"""Bits of the fixed-point reciprocals of the page size and of the number of heads."""
 WARPS = 2
 """Of a block, with 8 or 16 heads of tokens each."""
 
 rows = size("key_out", 0)
-heads = size("kv_cache", 2)
 head_dim = size("key_out", 2)
-page_size = size("kv_cache", 1)
-page_stride = stride("kv_cache", 0)
-slot_bytes = size("kv_cache", 3)
 requests = size("seq_lens", 0)
 pairs = rows * heads
-encoded_bytes = (
-    head_dim * (value("key_bits") + value("value_bits")) // 8 + 4 + 2 * value("key_bits").ne(8)
-)
 
 
 def output(name: str) -> Argument:
@@ -92,15 +93,7 @@ KERNEL = KernelSpec(
     arguments=[
         output("key_out"),
         output("value_out"),
-        tensor(
-            "kv_cache",
-            "uint8",
-            (None, None, None, None),
-            strides=(None, heads * slot_bytes, slot_bytes, 1),
-            align=2,
-            doc="[pages, page size, heads, bytes of a slot]; stride(0), the page stride in bytes, "
-            "is a free even number",
-        ),
+        cache("read"),
         tensor(
             "block_table",
             "int32",
@@ -119,49 +112,24 @@ KERNEL = KernelSpec(
             doc="[requests], ascending: the row of each one's first token. Where requests would "
             "overlap, a row belongs to the last one that starts at or before it",
         ),
-        scalar("key_bits", "int", doc="8 (E4M3), 4 or 3"),
-        scalar("value_bits", "int", doc="4 or 3"),
+        *PRESET,
         scalar("rotate", "bool", default=True, doc="keys are turned back into the model's basis"),
     ],
     checks=[
-        check(
-            slot_bytes.eq(encoded_bytes),
-            "a slot of kv_cache is head_dim * (key_bits + value_bits) / 8 + 4 bytes, and 2 more "
-            "unless key_bits is 8",
-        ),
+        *cache_checks(head_dim),
         *output_checks("key_out"),
         *output_checks("value_out"),
         check(pairs <= MAX_PAIRS, "key_out has at most 2^30 / heads rows"),
         check(requests <= MAX_PAIRS, f"there are at most {MAX_PAIRS} requests"),
-        check(
-            size("kv_cache", 0) * page_size <= INT_MAX,
-            f"kv_cache has room for at most {INT_MAX} tokens",
-        ),
-        check(
-            (size("kv_cache", 0) <= 1)
-            | ((page_stride % 2).eq(0) & (page_stride >= page_size * heads * slot_bytes)),
-            "kv_cache.stride(0), the page stride, is even and at least a page",
-        ),
+        check(pages * page_size <= INT_MAX, f"kv_cache has room for at most {INT_MAX} tokens"),
     ],
     axes=[
-        bound("key_bits", (8, 4, 3), by=value("key_bits")),
-        bound("value_bits", (4, 3), by=value("value_bits")),
-        bound("head_dim", HEAD_DIMS, by=head_dim),
+        *cache_axes(head_dim),
         bound("dtype", DTYPES, by=dtype_of("key_out")),
         bound("value_dtype", DTYPES, by=dtype_of("value_out")),
         tuned("pairs", (8, 16)),
     ],
-    domain=[
-        {
-            "key_bits": (key_bits,),
-            "value_bits": (value_bits,),
-            "head_dim": HEAD_DIMS,
-            "dtype": (dtype,),
-            "value_dtype": (dtype,),
-        }
-        for key_bits, value_bits in PRESETS
-        for dtype in DTYPES
-    ],
+    domain=domain(("dtype", "value_dtype")),
     rules=[
         # Less to do for a pair: the narrower the front that sweeps through memory, the better.
         rule(where={"key_bits": (8,)}, pairs=8),
@@ -182,10 +150,10 @@ KERNEL = KernelSpec(
         number("value_head_stride", "i64", 2 * stride("value_out", 1)),
         number("page_stride", "i64", page_stride),
         number("table_stride", "i64", stride("block_table", 0)),
-        number("page_factor", "u64", cdiv(1 << EXACT_BITS, maximum(page_size, 1))),
-        number("heads_factor", "u64", cdiv(1 << EXACT_BITS, maximum(heads, 1))),
+        number("page_factor", "u64", page_factor),
+        number("heads_factor", "u64", heads_factor),
         number("page_size", "u32", page_size),
-        number("pages", "u32", size("kv_cache", 0)),
+        number("pages", "u32", pages),
         number("table_pages", "i32", minimum(size("block_table", 1), INT_MAX)),
         number("requests", "i32", requests),
         number("heads", "i32", heads),

@@ -12,6 +12,9 @@ The launch is programmatic: it overlaps the end of the kernel before it, and a k
 that is launched in this way too has to wait for it (``griddepcontrol.wait``), as this one does.
 """
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 from dsv4_aot.generator.spec import (
     Choices,
     CudaSource,
@@ -27,7 +30,7 @@ from dsv4_aot.generator.spec import (
 )
 from dsv4_aot.runtime.abi import Dtype
 from dsv4_aot.runtime.expr import Node, cdiv, maximum, size, stride, value
-from dsv4_aot.runtime.schema import Argument, Check
+from dsv4_aot.runtime.schema import Argument, Axis, Check
 
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16")
 SLOTS: tuple[Dtype, ...] = ("int32", "int64")
@@ -44,20 +47,81 @@ WARP_PAIRS = 8
 BLOCKS = {64: 16, 128: 12, 256: 8}
 """Of a multiprocessor, by head_dim: what registers are capped for."""
 
-tokens = size("slot_mapping", 0)
-heads = size("kv_cache", 2)
-head_dim = size("key", 2)
+# The cache, for all kernels on it ----------------------------------------------------------------
+
+pages = size("kv_cache", 0)
 page_size = size("kv_cache", 1)
-page_stride = stride("kv_cache", 0)
+heads = size("kv_cache", 2)
 slot_bytes = size("kv_cache", 3)
-slots = size("kv_cache", 0) * page_size
+page_stride = stride("kv_cache", 0)
+page_factor = cdiv(1 << EXACT_BITS, maximum(page_size, 1))
+heads_factor = cdiv(1 << EXACT_BITS, maximum(heads, 1))
+PRESET = (
+    scalar("key_bits", "int", doc="8 (E4M3), 4 or 3"),
+    scalar("value_bits", "int", doc="4 or 3"),
+)
+
+
+def cache(access: Literal["read", "readwrite"], unit: int = 2, doc: str = "") -> Argument:
+    """unit: bytes that pages begin at multiples of."""
+    return tensor(
+        "kv_cache",
+        "uint8",
+        (None, None, None, None),
+        strides=(None, heads * slot_bytes, slot_bytes, 1),
+        align=unit,
+        access=access,
+        doc=f"[pages, page size, heads, bytes of a slot]{doc}; stride(0), the page stride in "
+        f"bytes, is a free multiple of {unit}",
+    )
+
+
+def cache_checks(head_dim: Node, unit: int = 2) -> list[Check]:
+    """A slot is codes, the norm of a key that is not FP8, and a value's step and minimum."""
+    codes = head_dim * (value("key_bits") + value("value_bits")) // 8
+    return [
+        check(
+            slot_bytes.eq(codes + 4 + 2 * value("key_bits").ne(8)),
+            "a slot of kv_cache is head_dim * (key_bits + value_bits) / 8 + 4 bytes, and 2 more "
+            "unless key_bits is 8",
+        ),
+        check(
+            (pages <= 1)
+            | ((page_stride % unit).eq(0) & (page_stride >= page_size * heads * slot_bytes)),
+            f"kv_cache.stride(0), the page stride, is a multiple of {unit} and at least a page",
+        ),
+    ]
+
+
+def cache_axes(head_dim: Node) -> list[Axis]:
+    return [
+        bound("key_bits", (8, 4, 3), by=value("key_bits")),
+        bound("value_bits", (4, 3), by=value("value_bits")),
+        bound("head_dim", HEAD_DIMS, by=head_dim),
+    ]
+
+
+def domain(dtypes: Sequence[str], **others: Sequence[Any]) -> list[dict[str, Sequence[Any]]]:
+    """What is served: one dtype for the axes in ``dtypes``."""
+    return [
+        {
+            "key_bits": (key_bits,),
+            "value_bits": (value_bits,),
+            "head_dim": HEAD_DIMS,
+            **dict.fromkeys(dtypes, (dtype,)),
+            **others,
+        }
+        for key_bits, value_bits in PRESETS
+        for dtype in DTYPES
+    ]
+
+
+# Storing -----------------------------------------------------------------------------------------
+
+tokens = size("slot_mapping", 0)
+head_dim = size("key", 2)
+slots = pages * page_size
 pairs = tokens * heads
-
-
-def encoded_bytes() -> Node:
-    """Codes, the norm of a key that is not FP8, and a value's step and minimum."""
-    bits = value("key_bits") + value("value_bits")
-    return head_dim * bits // 8 + 4 + 2 * value("key_bits").ne(8)
 
 
 def rows(name: str) -> Argument:
@@ -97,16 +161,7 @@ KERNEL = KernelSpec(
     arguments=[
         rows("key"),
         rows("value"),
-        tensor(
-            "kv_cache",
-            "uint8",
-            (None, None, None, None),
-            strides=(None, heads * slot_bytes, slot_bytes, 1),
-            align=2,
-            access="readwrite",
-            doc="[pages, page size, heads, bytes of a slot]; stride(0), the page stride in bytes, "
-            "is a free even number",
-        ),
+        cache("readwrite"),
         tensor(
             "slot_mapping",
             SLOTS,
@@ -115,46 +170,23 @@ KERNEL = KernelSpec(
             doc="[tokens]: page * page size + token in the page, each at most once; tokens with a "
             "slot below 0 or behind the last page are skipped",
         ),
-        scalar("key_bits", "int", doc="8 (E4M3), 4 or 3"),
-        scalar("value_bits", "int", doc="4 or 3"),
+        *PRESET,
     ],
     checks=[
         check(size("value", 2).eq(head_dim), "value has the head_dim of key"),
-        check(
-            slot_bytes.eq(encoded_bytes()),
-            "a slot of kv_cache is head_dim * (key_bits + value_bits) / 8 + 4 bytes, and 2 more "
-            "unless key_bits is 8",
-        ),
+        *cache_checks(head_dim),
         *row_checks("key"),
         *row_checks("value"),
         check(pairs <= MAX_PAIRS, "slot_mapping has at most 2^30 / heads tokens"),
         check(slots <= INT_MAX, f"kv_cache has room for at most {INT_MAX} tokens"),
-        check(
-            (size("kv_cache", 0) <= 1)
-            | ((page_stride % 2).eq(0) & (page_stride >= page_size * heads * slot_bytes)),
-            "kv_cache.stride(0), the page stride, is even and at least a page",
-        ),
     ],
     axes=[
-        bound("key_bits", (8, 4, 3), by=value("key_bits")),
-        bound("value_bits", (4, 3), by=value("value_bits")),
-        bound("head_dim", HEAD_DIMS, by=head_dim),
+        *cache_axes(head_dim),
         bound("dtype", DTYPES, by=dtype_of("key")),
         bound("value_dtype", DTYPES, by=dtype_of("value")),
         bound("slot", SLOTS, by=dtype_of("slot_mapping")),
     ],
-    domain=[
-        {
-            "key_bits": (key_bits,),
-            "value_bits": (value_bits,),
-            "head_dim": HEAD_DIMS,
-            "dtype": (dtype,),
-            "value_dtype": (dtype,),
-            "slot": SLOTS,
-        }
-        for key_bits, value_bits in PRESETS
-        for dtype in DTYPES
-    ],
+    domain=domain(("dtype", "value_dtype"), slot=SLOTS),
     params=[
         pointer("key"),
         pointer("value"),
@@ -165,8 +197,8 @@ KERNEL = KernelSpec(
         number("value_token_stride", "i64", 2 * stride("value", 0)),
         number("value_head_stride", "i64", 2 * stride("value", 1)),
         number("page_stride", "i64", page_stride),
-        number("page_factor", "u64", cdiv(1 << EXACT_BITS, maximum(page_size, 1))),
-        number("heads_factor", "u64", cdiv(1 << EXACT_BITS, maximum(heads, 1))),
+        number("page_factor", "u64", page_factor),
+        number("heads_factor", "u64", heads_factor),
         number("page_size", "u32", page_size),
         number("slots", "u32", slots),
         number("heads", "i32", heads),
