@@ -1,4 +1,4 @@
-"""global_topk in plain PyTorch, token by token, in 64-bit integers; on any device."""
+"""global_topk in plain PyTorch, in 64-bit integers; on any device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def reference(
 ) -> None:
     """``out`` int32 or int64 ``[tokens, k]`` and ``lens`` int32 ``[tokens]`` are written whole."""
     requests, entries = block_table.shape
-    for token, request in enumerate(token_to_req[: len(out)].tolist()):
-        rows = topk_indices[token].long()
-        pages = torch.div(rows, block_size, rounding_mode="floor")
-        there = (pages >= 0) & (pages < entries) & (0 <= request < requests)
-        out[token] = -1
-        if 0 <= request < requests:
-            first = block_table[request, pages[there]].long() * block_size
-            out[token, there] = (first + rows[there] % block_size).to(out.dtype)
-        valid = is_valid_token is None or bool(is_valid_token[token])
-        lens[token] = int(there.sum()) if valid else 0
+    rows = topk_indices[: len(out)].long()
+    request = token_to_req[: len(out), None].long().expand_as(rows)
+    page = torch.div(rows, block_size, rounding_mode="floor")
+    there = (page >= 0) & (page < entries) & (request >= 0) & (request < requests)
+    first = block_table[request[there], page[there]].long() * block_size
+    out.fill_(-1)
+    out[there] = (first + rows[there] % block_size).to(out.dtype)
+    lens[:] = there.sum(-1)
+    if is_valid_token is not None:
+        lens[~is_valid_token[: len(out)]] = 0
