@@ -27,7 +27,7 @@ from dsv4_aot.generator.discover import KernelFolder, discover
 from dsv4_aot.generator.gpu import Gpu, current_gpu
 from dsv4_aot.generator.publish import write_file
 from dsv4_aot.generator.spec import Case
-from dsv4_aot.generator.trial import compare_view
+from dsv4_aot.generator.trial import compare_view, share_beyond
 from dsv4_aot.generator.validate import tuned_choices
 from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.errors import Dsv4AotError
@@ -93,7 +93,7 @@ class Bench:
         sets: Sequence[Mapping[str, Any]],
         least: float,
     ) -> dict[str, float]:
-        """Those peers that serve the case and give the same values."""
+        """Those peers that serve the case and give the same values, but for their rounding."""
         times: dict[str, float] = {}
         written = [
             arg.name
@@ -110,6 +110,7 @@ class Bench:
                 compare_view(each, sets[1][each], sets[0][each], case.tolerance)[1]
                 for each in written
                 if sets[0].get(each) is not None
+                and share_beyond(sets[1][each], sets[0][each], case.tolerance) > case.peer_share
             ]
             if any(problems):
                 note = f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}"

@@ -230,6 +230,8 @@ class Case:
     read, write: least bytes moved, for benchmarks; flops likewise.
     bench: whether the benchmark times this case. Figures from elsewhere go to the benchmark docs.
     memory: device bytes needed, so that a smaller GPU can skip it and say so.
+    peer_share: of the written elements that a peer, which may round otherwise, may have beyond the
+        tolerance and still be timed.
     """
 
     name: str
@@ -241,6 +243,7 @@ class Case:
     flops: int = 0
     bench: bool = False
     memory: int = 0
+    peer_share: float = 0.0
 
 
 # The spec ---------------------------------------------------------------------------------------

@@ -198,6 +198,15 @@ def compare_view(
     )
 
 
+def share_beyond(got: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance | None) -> float:
+    """Of all elements, those that ``compare_view`` would not let pass."""
+    if tolerance is None:
+        found = _first_difference(_raw(got), _raw(expected))
+    else:
+        _, found = _first_beyond(got, expected, tolerance)
+    return 0.0 if found is None else found[3] / got.numel()
+
+
 _Difference = tuple[int, Any, Any, int]
 """Flat index of the first difference, the two values there, and the number of differences."""
 

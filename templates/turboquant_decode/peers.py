@@ -1,12 +1,54 @@
-"""What one would run without compression: PyTorch's attention on the same numbers in bf16."""
+"""Other implementations of turboquant_decode, timed beside it where they can be imported."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import Any
 
+from dsv4_aot.templates.turboquant_store.peers import centroids, preset, rotation
+
+VLLM = "vllm.v1.attention.ops.triton_turboquant_decode"
+
 
 def peers() -> dict[str, Callable[..., Any]]:
+    found = {"torch_sdpa_bf16": torch_sdpa_bf16()}
+    with contextlib.suppress(ImportError, AttributeError):
+        found["vllm_triton"] = vllm(
+            importlib.import_module(VLLM).triton_turboquant_decode_attention
+        )
+    return found
+
+
+def vllm(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """With as many splits as it has by default, which a graph fixes."""
+    import torch
+
+    def call(
+        out: Any, q: Any, kv_cache: Any, block_table: Any, seq_lens: Any, scale: float,
+        key_bits: int, value_bits: int, queries: int, window: int, sinks: Any, lse: Any,
+        **_rest: Any,
+    ) -> None:  # fmt: skip
+        if queries > 1 or window or sinks is not None or len(q) == 0:
+            raise NotImplementedError("one query a request, no window, no sinks")
+        form = preset(q.shape[2], key_bits, value_bits)
+        matrix = rotation(q.shape[2], q.device, torch.float32)
+        attention(
+            *(q, kv_cache, block_table, seq_lens, matrix),
+            *(centroids(q.shape[2], form["mse_bits"], q.device), scale),
+            **form,
+            norm_correction=not form["key_fp8"],
+            PiT=matrix,
+            output_buf=out,
+            lse_buf=lse,
+        )
+
+    return call
+
+
+def torch_sdpa_bf16() -> Callable[..., Any]:
+    """What one would run without compression: PyTorch's attention on the same numbers in bf16."""
     import torch
     from torch.utils.weak import WeakIdKeyDictionary
 
@@ -23,7 +65,7 @@ def peers() -> dict[str, Callable[..., Any]]:
         keys, values = (
             torch.empty(form, dtype=torch.bfloat16, device=kv_cache.device) for _ in range(2)
         )
-        key_bytes = head_dim * bits // 8 + (0 if bits == 8 else 2)
+        key_bytes = preset(head_dim, bits, value_bits)["key_packed_size"]
         for request, pages in enumerate(block_table.long()):
             slots = kv_cache[pages[: -(-length // kv_cache.shape[1])]].flatten(0, 1)[:length]
             key = decode_key(slots[..., :key_bytes], head_dim, bits, rotate=True)
@@ -31,7 +73,7 @@ def peers() -> dict[str, Callable[..., Any]]:
             values[request] = decode_value(slots[..., key_bytes:], value_bits).transpose(0, 1)
         return keys, values
 
-    def torch_sdpa_bf16(
+    def call(
         out: Any, q: Any, kv_cache: Any, block_table: Any, scale: float, key_bits: int,
         value_bits: int, queries: int, window: int, sinks: Any, lse: Any, **rest: Any,
     ) -> None:  # fmt: skip
@@ -48,4 +90,4 @@ def peers() -> dict[str, Callable[..., Any]]:
             q[:, :, None], keys, values, scale=scale, enable_gqa=True
         )
 
-    return {"torch_sdpa_bf16": torch_sdpa_bf16}
+    return call

@@ -156,6 +156,7 @@ class Call:
             read=pairs * self.slot + -(-tokens // self.page) * 4,
             write=pairs * self.head_dim * 4,
             bench=bench,
+            peer_share=0.15,  # a peer rounds to fp16 first, keys twice
             memory=self.far + pairs * (self.head_dim * 4 + self.slot),
         )
 

@@ -131,6 +131,7 @@ class Call:
             read=pairs * self.head_dim * 4 + self.tokens * self.slots.itemsize,
             write=pairs * self.slot,
             bench=bench,
+            peer_share=0.01,  # codes of values next to a tie, by a peer's inexact division
             memory=self.far + pairs * (self.head_dim * 4 + 2 * self.slot),
         )
 
