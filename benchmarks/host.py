@@ -45,7 +45,10 @@ _KEPT: list[object] = []
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
-    os.environ[FOLDERS_VARIABLE] = str(options.artifacts)
+    if options.artifacts is not None:
+        os.environ[FOLDERS_VARIABLE] = str(options.artifacts)
+    else:
+        os.environ.setdefault(FOLDERS_VARIABLE, str(ROOT / "artifacts" / "build"))
     library = Library.default()
     arguments = smallest_call(options.kernel)
     report = report_of(library, options.kernel, arguments)
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts" / "build")
+    parser.add_argument("--artifacts", type=Path, help="folder of built targets")
     parser.add_argument("--kernel", default="dequant_gather")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "host.json")
     return parser.parse_args(argv)
