@@ -95,11 +95,7 @@ class Bench:
     ) -> dict[str, float]:
         """Those peers that serve the case and give the same values, but for their rounding."""
         times: dict[str, float] = {}
-        written = [
-            arg.name
-            for arg in folder.spec.arguments
-            if getattr(arg, "access", "read") in ("write", "readwrite")
-        ]
+        written = [arg.name for arg in folder.spec.arguments if getattr(arg, "result", False)]
         for name, peer in folder.peers().items():
             kernel(**sets[0])
             try:

@@ -98,8 +98,8 @@ class Trial:
         self.case = case
         self.arguments = case.make(device, seed)
         tensors = tensors_of(self.arguments)
-        access = {arg.name: arg.access for arg in table if isinstance(arg, TensorArg)}
-        self.written = [name for name in tensors if access.get(name) in ("write", "readwrite")]
+        args = {arg.name: arg for arg in table if isinstance(arg, TensorArg)}
+        self.written = [name for name in tensors if name in args and args[name].result]
         if not self.written:
             raise SpecError(
                 f"case {case.name!r} passes no tensor that the kernel writes",
@@ -107,7 +107,11 @@ class Trial:
             )
         self._storages = {_key(tensor): storage_bytes(tensor) for tensor in tensors.values()}
         self._storages.pop(0, None)  # empty tensors have no memory
-        scratch = {_key(tensors[name]) for name in tensors if access.get(name) == "scratch"}
+        scratch = {
+            _key(tensors[arg.name])
+            for arg in args.values()
+            if arg.access == "scratch" and arg.name in tensors
+        }
         outputs = {_key(tensors[name]) for name in self.written}
         self._before = {key: self._storages[key].clone() for key in outputs if key}
         self._shared = {

@@ -53,6 +53,11 @@ class TensorArg(_Record, frozen=True, tag="tensor", tag_field="kind"):
     access: Access
     doc: str
 
+    @property
+    def result(self) -> bool:
+        """Whether what the kernel leaves in it means something."""
+        return self.access in ("write", "readwrite")
+
     def alignment(self, dtype: str) -> int:
         """Of the first element's address where the tensor has this dtype, in bytes."""
         return max(self.align, ITEMSIZE[dtype])

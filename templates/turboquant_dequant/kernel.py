@@ -32,7 +32,7 @@ from dsv4_aot.generator.spec import (
     tuned,
 )
 from dsv4_aot.runtime.expr import cdiv, minimum, size, stride, value
-from dsv4_aot.runtime.schema import Argument, Check, Launch
+from dsv4_aot.runtime.schema import Argument, Launch
 from dsv4_aot.templates.turboquant_store.kernel import (
     DTYPES,
     INT_MAX,
@@ -48,6 +48,7 @@ from dsv4_aot.templates.turboquant_store.kernel import (
     page_size,
     page_stride,
     pages,
+    step_checks,
 )
 
 WARPS = 2
@@ -69,16 +70,6 @@ def output(name: str) -> Argument:
         access="write",
         doc="[rows, heads, head_dim]; the other strides are free multiples of 8",
     )
-
-
-def output_checks(name: str) -> list[Check]:
-    return [
-        check(
-            (size(name, dim) <= 1) | (stride(name, dim) % 8).eq(0),
-            f"{name}.stride({dim}) is a multiple of 8 elements",
-        )
-        for dim in (0, 1)
-    ]
 
 
 def geometry(choices: Choices) -> Launch:
@@ -117,8 +108,8 @@ KERNEL = KernelSpec(
     ],
     checks=[
         *cache_checks(head_dim),
-        *output_checks("key_out"),
-        *output_checks("value_out"),
+        *step_checks("key_out"),
+        *step_checks("value_out"),
         check(pairs <= MAX_PAIRS, "key_out has at most 2^30 / heads rows"),
         check(requests <= MAX_PAIRS, f"there are at most {MAX_PAIRS} requests"),
         check(pages * page_size <= INT_MAX, f"kv_cache has room for at most {INT_MAX} tokens"),

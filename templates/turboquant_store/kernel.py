@@ -93,6 +93,17 @@ def cache_checks(head_dim: Node, unit: int = 2) -> list[Check]:
     ]
 
 
+def step_checks(name: str) -> list[Check]:
+    """Of rows [rows, heads, head_dim]: every head's begins where 16-byte accesses may."""
+    return [
+        check(
+            (size(name, dim) <= 1) | (stride(name, dim) % 8).eq(0),
+            f"{name}.stride({dim}) is a multiple of 8 elements",
+        )
+        for dim in (0, 1)
+    ]
+
+
 def cache_axes(head_dim: Node) -> list[Axis]:
     return [
         bound("key_bits", (8, 4, 3), by=value("key_bits")),
@@ -137,16 +148,9 @@ def rows(name: str) -> Argument:
 
 
 def row_checks(name: str) -> list[Check]:
-    steps = ((size(name, 0), stride(name, 0)), (size(name, 1), stride(name, 1)))
     return [
         check(size(name, 0) >= tokens, f"{name} has no fewer tokens than slot_mapping"),
-        *(
-            check(
-                (count <= 1) | (step % 8).eq(0),
-                f"{name}.stride({dim}) is a multiple of 8 elements",
-            )
-            for dim, (count, step) in enumerate(steps)
-        ),
+        *step_checks(name),
     ]
 
 

@@ -141,8 +141,7 @@ def test_tensors_of_a_compiled_function_keep_their_strides(
         written = [
             arg.name
             for arg in each.folder.spec.arguments
-            if getattr(arg, "access", "read") in ("write", "readwrite")
-            and arguments.get(arg.name) is not None
+            if getattr(arg, "result", False) and arguments.get(arg.name) is not None
         ]
 
         call = by_position(each, operators[each.name])
