@@ -12,7 +12,7 @@ Slots are byte-compatible with vLLM's (attention-token layout). docs/turboquant.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,8 +151,15 @@ class TurboQuantCache:
         """Makes room for ``tokens[r]`` more tokens of request r, and says where they are.
 
         Gives int64 [sum of tokens]: the slots of request 0's new tokens in order, then of request
-        1's, and so on. Requests behind the last one named are left alone. Raises OutOfPagesError.
+        1's, and so on. Requests behind the last one named are left alone. Raises OutOfPagesError,
+        and ArgumentError for more requests than there are or a number below 0.
         """
+        if len(tokens) > len(self.lengths) or min(tokens, default=0) < 0:
+            raise ArgumentError(
+                f"tokens is {list(tokens)}, allowed: up to {len(self.lengths)} numbers, one for "
+                "each request, from 0 on",
+                tip="make the cache for more requests, or release one",
+            )
         wanted = [self.lengths[r] + count for r, count in enumerate(tokens)]
         missing = [self._pages_of(length) - len(self._pages[r]) for r, length in enumerate(wanted)]
         longest = self.block_table.shape[1] * self.page_size
@@ -202,10 +209,10 @@ class TurboQuantCache:
         ``query``, ``out`` [requests * queries, heads, head_dim], as many requests as there are rows
         for. scale: ``head_dim ** -0.5`` if left out.
         """
-        if queries > self.max_queries:
+        if not 1 <= queries <= self.max_queries:
             raise ArgumentError(
                 f"queries is {queries}, and the cache was made for at most {self.max_queries}",
-                tip="make it with greater max_queries",
+                tip="pass 1 or more, or make it with greater max_queries",
             )
         count = query.shape[0] // queries
         self._launch(
@@ -282,7 +289,7 @@ def table(rows: Sequence[Capacity]) -> Iterator[str]:
         yield f"| {row.preset} | {row.token_bytes} | {row.ratio:.2f} x | {row.tokens} |"
 
 
-__all__: list[Any] = [
+__all__ = [
     "KERNELS",
     "PRESETS",
     "Capacity",

@@ -15,6 +15,7 @@ from dsv4_aot.integrations.sparse_prefill import (
     SparsePrefillWorkspace,
     TokenWindows,
 )
+from tests.launches import Launches
 from tests.sparse_prefill.check import (
     SCENES,
     as_k_cache,
@@ -25,14 +26,13 @@ from tests.sparse_prefill.check import (
     same,
     step,
 )  # fmt: skip
-from tests.sparse_prefill.launches import Launches
 from tests.sparse_prefill.reference import Reference
-from tests.sparse_prefill.scene import Pools
+from tests.sparse_prefill.scene import KERNELS, Pools
 
 
 @pytest.fixture(scope="module")
 def every_launch(tmp_path_factory: pytest.TempPathFactory) -> Launches:
-    return Launches(tmp_path_factory.mktemp("plan"))
+    return Launches(tmp_path_factory.mktemp("plan"), KERNELS)
 
 
 @pytest.fixture

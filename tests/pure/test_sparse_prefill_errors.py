@@ -16,14 +16,14 @@ from dsv4_aot.integrations.sparse_prefill import (
     TokenWindows,
 )
 from dsv4_aot.runtime import ArgumentError
+from tests.launches import Launches
 from tests.sparse_prefill.check import SCENES, as_k_cache, ensure, plan_of
-from tests.sparse_prefill.launches import Launches
-from tests.sparse_prefill.scene import Pools
+from tests.sparse_prefill.scene import KERNELS, Pools
 
 
 @pytest.fixture(scope="module")
 def every_launch(tmp_path_factory: pytest.TempPathFactory) -> Launches:
-    return Launches(tmp_path_factory.mktemp("plan"))
+    return Launches(tmp_path_factory.mktemp("plan"), KERNELS)
 
 
 @pytest.fixture

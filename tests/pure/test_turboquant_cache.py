@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from dsv4_aot.generator.discover import discover
-from dsv4_aot.generator.expand import expand
 from dsv4_aot.integrations.turboquant import (
     KERNELS,
     PRESETS,
@@ -22,32 +20,16 @@ from dsv4_aot.integrations.turboquant import (
     table,
 )
 from dsv4_aot.runtime.errors import ArgumentError
-from dsv4_aot.runtime.target import Target
-from tests.artifact import cubin_of, write_artifact
-from tests.recording import open_recorded
-from tests.sparse_prefill.launches import on_gpu
+from tests.launches import Launches
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/turboquant.md"
-FOLDERS = discover()
 SMALL = Shape(layers=2, heads=4, kv_heads=2, head_dim=64)
 Launch = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """The runtime checks each call, and the kernel's reference does it."""
-    variants = [v for name in KERNELS for v in expand(FOLDERS[name], Target.parse("sm_90a"))]
-    cubins = [(v.folder.spec, v.choices, cubin_of(v.folder.name, v.choices)) for v in variants]
-    folder = tmp_path_factory.mktemp("turboquant") / "sm_90a"
-    library, _ = open_recorded(write_artifact(folder, cubins))
-
-    def run(name: str, *args: Any, **kwargs: Any) -> None:
-        names = [arg.name for arg in FOLDERS[name].spec.arguments]
-        call = dict(zip(names, args, strict=False)) | kwargs
-        library.launch(name, **{key: on_gpu(value) for key, value in call.items()})
-        FOLDERS[name].reference()(**call)
-
-    return run
+    return Launches(tmp_path_factory.mktemp("turboquant"), KERNELS)
 
 
 def small(launch: Launch, preset: str = "turboquant_4bit_nc", **changes: Any) -> TurboQuantCache:
@@ -190,3 +172,11 @@ def example() -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(program, str(PAGE), "exec"), names)
     return names
+
+
+@pytest.mark.parametrize("tokens", [[1, 1, 1, 1], [2, -1]])
+def test_extending_what_is_not_there_is_refused(tokens: list[int], launch: Launch) -> None:
+    cache = small(launch)
+    with pytest.raises(ArgumentError, match=r"up to 3 numbers, one for each request, from 0 on"):
+        cache.extend(tokens)
+    assert cache.lengths == [0, 0, 0]

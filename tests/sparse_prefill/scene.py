@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+KERNELS = ("combine_topk_swa", "dequant_paged", "flatten_page_table", "swa_token_ids")
+"""What a plan launches."""
 WINDOW = 128
 LOGICAL_PAGE = 256
 """Tokens of an entry of a page table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ from tests.artifact import cubin_of, write_artifact
 from tests.on_gpu import OnGpu
 from tests.recording import open_recorded
 
-KERNELS = ("combine_topk_swa", "dequant_paged", "flatten_page_table", "swa_token_ids")
-
 
 class Launches:
-    """A launch for plans on the CPU, which notes what it is asked for.
+    """A launch on the CPU of the kernels that are named, which notes what it is asked for.
 
     calls: names, with the number of sources where it decodes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kernels: Iterable[str]) -> None:
         self.folders, self.calls = discover(), list[str]()
-        variants = [v for n in KERNELS for v in expand(self.folders[n], Target.parse("sm_90a"))]
+        variants = [v for n in kernels for v in expand(self.folders[n], Target.parse("sm_90a"))]
         cubins = [(v.folder.spec, v.choices, cubin_of(v.folder.name, v.choices)) for v in variants]
         self.library, _ = open_recorded(write_artifact(folder / "sm_90a", cubins))
 
