@@ -21,6 +21,8 @@ PRESETS = {(8, 4): "k8v4", (4, 4): "4bit_nc", (3, 4): "k3v4_nc", (3, 3): "3bit_n
 TOLERANCES = {FP16: Tolerance(2e-3, 0.0), BF16: Tolerance(1.6e-2, 0.0)}
 MULTIPROCESSORS = 256
 """What scratch is made for."""
+FILLED = 512
+"""Pages at once: random numbers take many times their codes."""
 
 
 def slot_bytes(head_dim: int, key_bits: int, value_bits: int) -> int:
@@ -78,6 +80,11 @@ class Call:
         return self.page * self.heads * self.slot + self.gap
 
     @property
+    def scratch(self) -> int:
+        rows = self.queries * self.heads * self.group
+        return 2 * MULTIPROCESSORS * rows * (self.head_dim + 4)
+
+    @property
     def read(self) -> int:
         seen = (min(n, self.window + self.queries - 1) if self.window else n for n in self.lengths)
         rows = len(self.lengths) * self.queries * self.heads * self.group
@@ -107,14 +114,13 @@ class Call:
             if length % self.page and length > 0:
                 cache[order[used + count - 1], length % self.page :] = 0xFF
             used += count
-        scratch = 2 * MULTIPROCESSORS * self.queries * heads * (self.head_dim + 4)
         return {
             "out": out.as_strided(*form),
             "q": q.to(self.dtype).as_strided(*form),
             "kv_cache": cache,
             "block_table": table,
             "seq_lens": torch.tensor(self.lengths, dtype=torch.int32, device=device),
-            "workspace": torch.full((scratch,), float("nan"), device=device),
+            "workspace": torch.full((self.scratch,), float("nan"), device=device),
             "counters": torch.zeros(4 * MULTIPROCESSORS, dtype=torch.int32, device=device),
             "scale": self.head_dim**-0.5,
             "key_bits": self.preset[0],
@@ -136,8 +142,8 @@ class Call:
         shape = (total, self.page, self.heads, self.slot)
         steps = (self.stride, self.heads * self.slot, self.slot, 1)
         cache = storage.as_strided(shape, steps)
-        for first in range(skipped, total, 512):
-            fill(cache[first : first + 512], self.head_dim, *self.preset, random)
+        for first in range(skipped, total, FILLED):
+            fill(cache[first : first + FILLED], self.head_dim, *self.preset, random)
         return cache
 
 
@@ -170,7 +176,8 @@ def fill(
 def case(call: Call, *, bench: bool = False) -> Case:
     held = call.far + 2 * (call.pages + 2) * call.stride
     longest = max((max(n, 0) for n in call.lengths), default=0)
-    work = 40 * (longest + 512 * call.page) * call.heads * call.group * call.head_dim
+    filled = min(call.pages + 1, FILLED) * call.page
+    work = 40 * (longest * call.group + filled) * call.heads * call.head_dim
     return Case(
         name=call.name,
         make=call.make,
@@ -179,7 +186,7 @@ def case(call: Call, *, bench: bool = False) -> Case:
         write=call.write,
         flops=4 * sum(call.lengths) * call.queries * call.heads * call.group * call.head_dim,
         bench=bench,
-        memory=held + work,
+        memory=held + work + 4 * call.scratch,
     )
 
 
@@ -205,6 +212,9 @@ def correctness() -> Iterator[Call]:
             (16, 1),
         ):
             yield replace(one, heads=heads, group=group, head_dim=64 if heads % 2 else 128)
+        few = replace(one, heads=1, group=3, lengths=(1, 17, 0, 33))  # what sanitizers run
+        for head_dim, queries in ((64, 1), (64, 3), (128, 1), (128, 3), (256, 1)):
+            yield replace(few, head_dim=head_dim, queries=queries, sinks=queries == 1)
         yield replace(one, heads=1, group=5, head_dim=256, gap=16)
         yield replace(one, heads=3, group=16, head_dim=256, dtype=BF16)
         for queries in (2, 3, 5, 8):
@@ -218,8 +228,13 @@ def correctness() -> Iterator[Call]:
         yield replace(one, lse=False, sinks=True, heads=2)
         yield replace(one, lengths=(131072,), page=64)
         yield replace(one, lengths=(20000,), heads=1, group=16)
+        # Blocks that wait for two requests, and that begin or end with one that few share.
+        yield replace(one, lengths=(30000, 20000, 50000))
+        yield replace(one, lengths=(3000, 70000, 5, 0, 90000, 2), queries=2, heads=4, group=2)
+        yield replace(one, lengths=(50000,), heads=16, group=2)
         yield replace(one, lengths=tuple(range(300)), heads=2, head_dim=64, label="0 to 299")
         yield replace(one, lengths=(0, 0, 0))
+        yield replace(one, lengths=(0, -1), spare=0)  # a page table without columns
         yield replace(one, lengths=())
         yield replace(one, lengths=(-5, 40))
         yield replace(one, lengths=(700, 3), far=2**31 + 2**20)

@@ -1,6 +1,6 @@
 // Tiles from the cache to shared memory. Counts on the constants that the kernel begins with.
 #pragma once
-#include "work.cuh"
+#include "place.cuh"
 
 // Stages of shared memory that tiles go round in. A stage's barriers: it is full, it is empty.
 struct Ring {
@@ -10,10 +10,23 @@ struct Ring {
   __device__ uint32 tile(int stage) const { return tiles + stage * tile_bytes; }
   __device__ uint32 full(int stage) const { return barriers + 16 * stage; }
   __device__ uint32 empty(int stage) const { return barriers + 16 * stage + 8; }
+
+  // By one warp, the one that fetches. pairs: warps that empty a stage.
+  __device__ void init(int pairs) const {
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < stages; i += 32) {
+      barrier_init(full(i), 1);
+      barrier_init(empty(i), pairs);
+    }
+    barrier_init_fence();
+    __syncwarp();
+  }
 };
 
-// By one warp: a few lanes at a time, a tile each.
-__device__ void fetch_tiles(const Call& call, const Place& place, Walk walk, const Ring& ring) {
+// By one warp: a few lanes at a time, a tile each. segment: the first, if there is one; the walk
+// is behind it.
+__device__ void fetch_tiles(const Call& call, const Place& place, bool more, Segment segment,
+                            Walk walk, const Ring& ring) {
   const int lane = threadIdx.x % 32;
   const int step = max(1, min(ring.stages / 4, 32));
   const int64 token_bytes = int64(call.heads) * Layout::kBytes;
@@ -23,9 +36,8 @@ __device__ void fetch_tiles(const Call& call, const Place& place, Walk walk, con
   auto advance = [&](int by) {
     for (stage += by; stage >= ring.stages; stage -= ring.stages) ++lap;
   };
-  Segment segment;
   advance(0);
-  while (walk.next(call, segment)) {
+  for (; more; more = walk.next(call, segment)) {
     const int* pages = call.pages + int64(segment.request) * call.pages_stride;
     // The pages of a tile's runs, as far as it has tokens.
     auto look_up_pages = [&](int tile, int (&found)[kRuns]) {
@@ -72,4 +84,25 @@ __device__ void fetch_tiles(const Call& call, const Place& place, Walk walk, con
       advance(count);
     }
   }
+}
+
+constexpr int kTilesAhead = 4;
+
+// Brings a block's first tiles as far as the L2 while the kernel before still runs: those that
+// lengths and pages mean now. Both are read again when they are final, so if they change, only time
+// is lost; whatever they are, nothing outside of the tensors is touched. By one warp.
+__device__ void prefetch_tiles(const Call& call, const Place& place, const Dealer& dealer) {
+  if (place.heads != call.heads) return;  // runs are not in one piece
+  const int lane = threadIdx.x % 32;
+  Deal deal;
+  Walk walk = deal_few_tiles<true>(call, dealer, deal);
+  Segment segment;
+  if (!walk.next<true>(call, segment)) return;
+  const int tile = segment.first + lane / kRuns, token = tile * kTile + lane % kRuns * kRun;
+  if (lane >= kTilesAhead * kRuns || tile >= segment.end || token >= segment.length) return;
+  const int64 at = int64(segment.request) * call.pages_stride + (token >> call.page_shift);
+  const int page = min(max(__ldcg(call.pages + at), 0), call.last_page);
+  const int within = token & (1 << call.page_shift) - 1;
+  const uint32 row_bytes = place.heads * Layout::kBytes;
+  prefetch_bulk(call.cache + page * call.page_stride + int64(within) * row_bytes, kRun * row_bytes);
 }

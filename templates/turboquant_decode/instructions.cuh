@@ -178,19 +178,53 @@ __device__ __forceinline__ void fetch(uint32 target, const uint8* source, uint32
       :: "r"(target), "l"(source), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 }
 
-// How many came to a counter before. What the block wrote before its threads last met is seen by
-// who comes later, and what those before wrote by this block once its threads have met again.
-__device__ __forceinline__ int arrive_globally(int* counter) {
+// The same as far as the L2, as a hint.
+__device__ __forceinline__ void prefetch_bulk(const uint8* source, uint32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(source), "r"(bytes));
+}
+
+// Words that blocks share ------------------------------------------------------------------------
+
+// What it was before. What the block wrote before its threads last met is seen by whoever adds or
+// loads later, and what those before wrote by this block once its threads have met again.
+__device__ __forceinline__ int add_globally(int* at, int v) {
   int before;
-  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
-               : "=r"(before) : "l"(counter) : "memory");
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before) : "l"(at), "r"(v) : "memory");
   return before;
 }
+
+__device__ __forceinline__ int load_acquire(const int* at) {
+  int v;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+  return v;
+}
+
+// Adds 1, and wraps to 0 behind `most`. What it was before.
+__device__ __forceinline__ int count_globally(int* at, int most) {
+  int before;
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before) : "l"(at), "r"(most) : "memory");
+  return before;
+}
+
+// Threads of a block -----------------------------------------------------------------------------
 
 // A barrier of the first `threads` threads of the block.
 template <int kThreads>
 __device__ __forceinline__ void meet() {
   asm volatile("bar.sync 1, %0;" :: "n"(kThreads) : "memory");
+}
+
+// Another, of `threads` threads, of which some wait and some do not.
+template <int kThreads>
+__device__ __forceinline__ void await_news() {
+  asm volatile("bar.sync 2, %0;" :: "n"(kThreads) : "memory");
+}
+
+template <int kThreads>
+__device__ __forceinline__ void tell_news() {
+  asm volatile("bar.arrive 2, %0;" :: "n"(kThreads) : "memory");
 }
 
 // Registers a thread of this group of four warps is to have. By all of them.

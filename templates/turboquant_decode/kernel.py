@@ -16,8 +16,12 @@ its first or last one. Those are the caller's mistakes, and nothing outside the 
 
 ``workspace`` and ``counters`` serve one launch at a time: launches that may overlap, on several
 streams, need their own. ``counters`` must be zero before the first launch, and every launch leaves
-zeros. The launch is programmatic: it overlaps the end of the kernel before it, and waits for it
-(``griddepcontrol.wait``) before it reads.
+zeros. Blocks that share a long request wait for each other at their end, for a bounded time: where
+other streams' work keeps some of them off the device, the last one does what the others left.
+
+The launch is programmatic: it overlaps the end of the kernel before it, and waits for it
+(``griddepcontrol.wait``) before it reads what it calculates with. Before, it only brings into the
+L2 cache what lengths and page tables name as they are then.
 """
 
 from dsv4_aot.generator.spec import (
@@ -62,8 +66,8 @@ from dsv4_aot.templates.turboquant_store.kernel import (
 from dsv4_aot.templates.turboquant_store.kernel import heads as kv_heads
 from dsv4_aot.templates.turboquant_store.kernel import pages as pool
 
-TILE = 32
-"""Tokens of a stage."""
+RUN = 16
+"""Tokens of a product, and the fewest of a tile."""
 BLOCK_HEADS = 8
 """Most heads of the cache that a block reads."""
 MOST_QUERIES = 8
@@ -72,14 +76,8 @@ MOST_REQUESTS = 1 << 20
 NO_WINDOW = 1 << 30
 """A window that is longer than any request."""
 SHARED = 227 * 1024
-WARPS = 8
-"""Those that calculate."""
-FETCHERS = 4
-"""Warps that fetch: one, and three that give their registers to the others."""
-LEAST_TILES = 2
-"""Of a block: fewer are not worth putting together."""
-MOST_BLOCKS = 169
-"""What two rounds of putting together, 13 by 13, have room for."""
+SUPPLIERS = 4
+"""Warps that do not calculate, but fetch and look ahead; they give registers to the others."""
 
 queries = value("queries")
 requests = size("seq_lens", 0)
@@ -88,25 +86,47 @@ head_dim = size("q", 2)
 group = heads // maximum(kv_heads, 1)
 columns = group * queries
 max_tokens = size("block_table", 1) * page_size
-useful_blocks = cdiv(requests * max_tokens, LEAST_TILES * TILE)
-"""Blocks that there is work for, with requests as long as can be."""
+
+
+def warps(choices: Choices) -> int:
+    """Those that calculate. 16 hide more of the waiting where codes are looked up and a warp's
+    state fits into half as many registers; keys of 8 bits are bound by memory.
+    """
+    small = choices["columns"] == 8 and choices["head_dim"] <= 128
+    return 16 if small and choices["key_bits"] < 8 else 8
+
+
+def tile(choices: Choices) -> int:
+    """Tokens of a stage: fewer where twice as many warps take turns at them."""
+    return RUN if warps(choices) == 16 else 2 * RUN
 
 
 def slices(choices: Choices) -> Node:
     """Blocks that share a request's tokens: by heads of the cache, and by columns of a head."""
     block_heads = maximum(minimum(kv_heads, BLOCK_HEADS), 1)
     parts = cdiv(columns, choices["columns"])
-    own = maximum(minimum(parts, WARPS // block_heads), 1)
+    own = maximum(minimum(parts, warps(choices) // block_heads), 1)
     return kv_heads // block_heads * cdiv(parts, own)
 
 
 def geometry(choices: Choices) -> Launch:
-    """As many blocks of a slice as there are multiprocessors, or tiles for them."""
+    """As many blocks of a slice as there are multiprocessors, or tiles for them where requests are
+    as long as can be. A request that can have no tile still has a result.
+    """
+    tiles = requests * maximum(cdiv(max_tokens, tile(choices)), 1)
     return launch(
-        [minimum(minimum(multiprocessors(), MOST_BLOCKS), useful_blocks), slices(choices)],
-        32 * (WARPS + FETCHERS),
+        [minimum(multiprocessors(), tiles), slices(choices)],
+        32 * (warps(choices) + SUPPLIERS),
         shared=SHARED,
         programmatic=True,
+    )
+
+
+def source(choices: Choices) -> CudaSource:
+    """The dtype is a parameter: both share a cubin."""
+    return CudaSource(
+        entry="turboquant_decode",
+        variables={"warps": warps(choices), "shared": SHARED, "tile": tile(choices)},
     )
 
 
@@ -254,7 +274,7 @@ KERNEL = KernelSpec(
         check(requests.eq(0) | (pool >= 1), "kv_cache has a page that a table can mean"),
         check(requests <= MOST_REQUESTS, "there are at most 2^20 requests"),
         check(
-            (max_tokens <= 1 << 29) & (requests * max_tokens // TILE <= 1 << 30),
+            (max_tokens <= 1 << 29) & (requests * max_tokens // RUN <= 1 << 30),
             "block_table has room for at most 2^29 tokens a request and 2^34 in all",
         ),
         check(
@@ -286,11 +306,7 @@ KERNEL = KernelSpec(
     ],
     params=params,
     launch=geometry,
-    # The dtype is a parameter: both share a cubin.
-    source=CudaSource(
-        entry="turboquant_decode",
-        variables={"warps": WARPS, "shared": SHARED, "tile": TILE, "least_tiles": LEAST_TILES},
-    ),
-    max_registers=224,
-    spills_allowed="a block's state at head_dim 256, two words on sm_90a and more on sm_120a",
+    source=source,
+    max_registers=168,  # of a thread at the start; then warps that calculate get up to 240
+    spills_allowed="a warp's state, on sm_120a alone, which has too little shared memory to run it",
 )

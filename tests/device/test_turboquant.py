@@ -88,3 +88,40 @@ def test_the_example_of_the_documentation(
     record_property("greatest difference", worst)
     assert cosine > least
     assert worst < most
+
+
+@pytest.mark.parametrize("preset", [(8, 4), (4, 4)])
+def test_the_last_block_does_what_others_left(
+    preset: tuple[int, int], library: Library, device: torch.device
+) -> None:
+    """A block that waited too long adds 2^16 to the request's counter; here none need do so."""
+    import torch
+
+    from dsv4_aot.templates.turboquant_decode.cases import alike
+
+    plain, left = (alike(preset, 1, 32768).make(device, 0) for _ in range(2))
+    left["counters"][0] = 1 << 16
+    for call in (plain, left):
+        library.launch("turboquant_decode", **call)
+        assert not bool(call["counters"].any())
+    assert torch.equal(plain["out"].view(torch.int16), left["out"].view(torch.int16))
+
+
+def test_launches_of_two_streams_overlap(library: Library, device: torch.device) -> None:
+    """Each may hold multiprocessors that blocks of the other wait for."""
+    import torch
+
+    from dsv4_aot.templates.turboquant_decode.cases import alike
+
+    calls = [alike((4, 4), 1, 32768).make(device, 0) for _ in range(3)]
+    library.launch("turboquant_decode", **calls[0])
+    torch.cuda.synchronize(device)
+    streams = [torch.cuda.Stream(device, priority=p) for p in (0, -1)]  # type: ignore[no-untyped-call]
+    for _ in range(100):
+        for stream, call in zip(streams, calls[1:], strict=True):
+            with torch.cuda.stream(stream):
+                library.launch("turboquant_decode", **call)
+    torch.cuda.synchronize(device)
+    for call in calls[1:]:
+        assert torch.equal(call["out"].view(torch.int16), calls[0]["out"].view(torch.int16))
+        assert not bool(call["counters"].any())
