@@ -142,6 +142,7 @@ class Call:
         shape = (total, self.page, self.heads, self.slot)
         steps = (self.stride, self.heads * self.slot, self.slot, 1)
         cache = storage.as_strided(shape, steps)
+        storage[skipped * self.stride :].fill_(0xFF)  # NaN in gaps and behind the last slot
         for first in range(skipped, total, FILLED):
             fill(cache[first : first + FILLED], self.head_dim, *self.preset, random)
         return cache
