@@ -18,6 +18,8 @@ class Record:
 
     plain_us: the same cubin launched without programmatic serialization, as stream and peers are.
     dispatched: whether a plain call runs this entry. peer_us: other implementations, same inputs.
+    tflops, matmul_tflops: of kernels that compute, and of a matrix product in the same run; records
+        from before there were such kernels lack both.
     """
 
     kernel: str
@@ -36,10 +38,12 @@ class Record:
     device: str
     driver: str
     commit: str
+    tflops: float | None = None
+    matmul_tflops: float | None = None
 
 
 _COLUMNS = f"{'us':>9} {'plain us':>9} {'GB/s':>7} {'stream us':>9} {'of it':>6}"
-HEADER = f"{'kernel':16} {'case':30} {_COLUMNS}  choices, peers"
+HEADER = f"{'kernel':16} {'case':30} {_COLUMNS} {'TFLOPS':>6} {'of mm':>6}  choices, peers"
 
 
 def line(record: Record) -> str:
@@ -47,9 +51,16 @@ def line(record: Record) -> str:
     return (
         f"{record.kernel:16} {record.case:30} {record.us:9.2f} "
         f"{record.plain_us:9.2f} {record.gbps:7.0f} "
-        f"{record.stream_us:9.2f} {record.efficiency:6.1%} "
+        f"{record.stream_us:9.2f} {record.efficiency:6.1%} {_computing(record)} "
         f"{'*' if record.dispatched else ' '}{choices_text(dict(record.choices))}{peers}"
     )
+
+
+def _computing(record: Record) -> str:
+    """TFLOPS, and their share of the matrix product's, where the case has FLOPs."""
+    if record.tflops is None or record.matmul_tflops is None:
+        return f"{'':6} {'':6}"
+    return f"{record.tflops:6.0f} {record.tflops / record.matmul_tflops:6.1%}"
 
 
 def write_results(path: Path, records: Sequence[Record]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matmul
 import msgspec
 import stream
 import timing
@@ -38,7 +39,9 @@ PEERS = ROOT / ".peers"
 
 
 class Bench:
-    """Times cases on one GPU; the streaming limit of each pair of byte counts is found once."""
+    """Times cases on one GPU. The streaming limit of each pair of byte counts is found once, and so
+    is what a matrix product reaches, if a case computes.
+    """
 
     def __init__(self, library: Library, gpu: Gpu, commit: str) -> None:
         self.library = library
@@ -46,6 +49,7 @@ class Bench:
         self.gpu = gpu
         self.commit = commit
         self.limit = functools.cache(stream.limit)
+        self.matmul_tflops = functools.cache(matmul.tflops)
 
     def case(self, folder: KernelFolder, case: Case, *, every: bool) -> Iterator[Record]:
         """The dispatched entry's record with its peers, and if asked for every other entry's."""
@@ -83,6 +87,8 @@ class Bench:
                 device=self.gpu.name,
                 driver=self.gpu.driver,
                 commit=self.commit,
+                tflops=round(case.flops / us / 1e6, 1) if case.flops else None,
+                matmul_tflops=round(self.matmul_tflops(), 1) if case.flops else None,
             )
 
     def _peers(
@@ -99,14 +105,16 @@ class Bench:
         for name, peer in folder.peers().items():
             kernel(**sets[0])
             try:
-                peer(**sets[1])
+                made = peer(**sets[1])
             except NotImplementedError:
                 continue
+            results = {**sets[1], **made} if isinstance(made, Mapping) else sets[1]
             problems = [
-                compare_view(each, sets[1][each], sets[0][each], case.tolerance)[1]
+                compare_view(each, results[each], sets[0][each], case.tolerance_of(each))[1]
                 for each in written
                 if sets[0].get(each) is not None
-                and share_beyond(sets[1][each], sets[0][each], case.tolerance) > case.peer_share
+                and share_beyond(results[each], sets[0][each], case.tolerance_of(each))
+                > case.peer_share
             ]
             if any(problems):
                 note = f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}"

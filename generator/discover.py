@@ -24,6 +24,7 @@ from dsv4_aot.generator.spec import Case, KernelSpec
 from dsv4_aot.runtime.consistency import kernel_problems
 from dsv4_aot.runtime.errors import SpecError
 from dsv4_aot.runtime.schema import Entry, KernelRecord
+from dsv4_aot.runtime.target import Target
 
 ROOT = Path(templates.__file__).resolve().parent
 """The project's own templates."""
@@ -80,8 +81,10 @@ def discover(root: Path | None = None) -> dict[str, KernelFolder]:
     return {path.name: _read(path, package) for path in folders}
 
 
-def record(spec: KernelSpec, entries: Iterable[Entry] = ()) -> KernelRecord:
-    """The spec as the manifest writes it."""
+def record(
+    spec: KernelSpec, entries: Iterable[Entry] = (), target: Target | None = None
+) -> KernelRecord:
+    """The spec as the manifest of a target writes it; without one, with the rules of all."""
     return KernelRecord(
         name=spec.name,
         summary=spec.summary,
@@ -89,7 +92,7 @@ def record(spec: KernelSpec, entries: Iterable[Entry] = ()) -> KernelRecord:
         checks=tuple(spec.checks),
         axes=tuple(spec.axes),
         domain=spec.products(),
-        rules=tuple(spec.rules),
+        rules=spec.rules_of(None if target is None else str(target)),
         entries=tuple(entries),
     )
 

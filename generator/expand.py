@@ -114,33 +114,34 @@ def expand(folder: KernelFolder, target: Target) -> tuple[Variant, ...]:
     the spec's argument table.
     """
     found: dict[str, Variant] = {}
-    for choices in _reachable(folder.spec):
+    for choices in _reachable(folder.spec, target):
         variant = Variant(folder, target, choices)
         found.setdefault(variant.key, variant)
     variants = tuple(found.values())
-    for problem in _problems(folder.spec, variants):
+    for problem in _problems(folder.spec, target, variants):
         raise SpecError(f"{folder.name}: {problem}")
     return variants
 
 
-def _reachable(spec: KernelSpec) -> Iterator[dict[str, Choice]]:
+def _reachable(spec: KernelSpec, target: Target) -> Iterator[dict[str, Choice]]:
+    rules = spec.rules_of(str(target))
     for product in spec.products():
         for combination in itertools.product(*product.values()):
             bound = dict(zip(product, combination, strict=True))
-            for rule in _rules_for(spec, bound):
+            for rule in _rules_for(spec.name, rules, bound):
                 merged = {**bound, **rule.choose}
                 yield {axis.name: merged[axis.name] for axis in spec.axes}
 
 
-def _rules_for(spec: KernelSpec, bound: dict[str, Choice]) -> Iterator[Rule]:
+def _rules_for(name: str, rules: tuple[Rule, ...], bound: dict[str, Choice]) -> Iterator[Rule]:
     """The rules that a call with these bound choices can end at, in order."""
-    for rule in spec.rules:
+    for rule in rules:
         if all(_among(bound[name], allowed) for name, allowed in rule.where.items()):
             yield rule
             if rule.when is None:
                 return
     raise SpecError(
-        f"{spec.name}: no rule is certain to choose for {choices_text(bound) or 'a call'}",
+        f"{name}: no rule is certain to choose for {choices_text(bound) or 'a call'}",
         tip="end the rules with one that has no `when`",
     )
 
@@ -150,11 +151,11 @@ def _among(choice: Choice, allowed: tuple[Choice, ...]) -> bool:
     return any(type(choice) is type(other) and choice == other for other in allowed)
 
 
-def _problems(spec: KernelSpec, variants: tuple[Variant, ...]) -> Iterator[str]:
+def _problems(spec: KernelSpec, target: Target, variants: tuple[Variant, ...]) -> Iterator[str]:
     """What would make the manifest of these variants unusable, asked before any compile."""
     nothing = Resources(registers=0, stack=0, local=0, shared=0, spills=0, code=0)
     entries = [
         variant.entry(file="none", size=0, sha256="0" * 64, resources=nothing, build_key="0" * 64)
         for variant in variants
     ]
-    yield from kernel_problems(record(spec, entries))
+    yield from kernel_problems(record(spec, entries, target))

@@ -53,7 +53,11 @@ def pack(
     built = {variant.key: artifacts[variant.key] for variant in variants}
     entries = {variant.key: _entry(variant, built[variant.key]) for variant in variants}
     kernels = tuple(
-        record(folders[name].spec, [entries[v.key] for v in variants if v.folder.name == name])
+        record(
+            folders[name].spec,
+            [entries[v.key] for v in variants if v.folder.name == name],
+            target,
+        )
         for name in sorted(folders)
     )
     manifest = Manifest(

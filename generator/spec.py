@@ -7,13 +7,14 @@ to launch geometry and source. It needs no compiler, no torch and no GPU to be r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union
 
 from dsv4_aot.runtime import schema
 from dsv4_aot.runtime.abi import ITEMSIZE, Dtype, ParamType
 from dsv4_aot.runtime.expr import Node, Operand, lift
 from dsv4_aot.runtime.schema import Access, Choice
+from dsv4_aot.runtime.target import Target
 
 Choices = Mapping[str, Any]
 """One choice for every axis: ``{"block_size": 64, "record": "v4", ...}``."""
@@ -122,6 +123,23 @@ def rule(
     )
 
 
+@dataclass(frozen=True)
+class OnTargets:
+    """Rules that count where the kernel is built for one of these targets."""
+
+    targets: tuple[str, ...]
+    rules: tuple[schema.Rule, ...]
+
+
+def only(targets: Sequence[str] | str, *rules: schema.Rule) -> OnTargets:
+    """Rules of these targets alone; on others the rules after them decide.
+
+    Raises Dsv4AotError when a target is none.
+    """
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    return OnTargets(tuple(str(Target.parse(name)) for name in names), rules)
+
+
 def _listed(where: Mapping[str, Sequence[Choice]] | None) -> dict[str, tuple[Choice, ...]]:
     return {name: tuple(choices) for name, choices in (where or {}).items()}
 
@@ -211,10 +229,17 @@ class Tolerance:
     """A value passes within ``absolute + relative * |expected|``.
 
     NaN and infinities must coincide.
+
+    either: within the greater of the two bounds instead, the relative one being
+        ``relative * (|expected| + 1e-6)``.
+    cosine: most that ``1 - 2 <a, b> / (|a|^2 + |b|^2)`` may be over the finite values of a tensor,
+        which sees small errors that all go one way; None asks for none.
     """
 
     absolute: float
     relative: float
+    either: bool = False
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +249,7 @@ class Case:
     make: ``make(device, seed)`` gives the call's arguments as a dict of torch tensors, numbers and
         None, the written tensors poisoned. The reference is run on a clone of all of them, and
         the whole storage behind every written tensor must then agree, so untouched bytes count.
-    tolerance: None asks for equal bytes.
+    tolerance: None asks for equal bytes. By name, the tensors that are not named have none.
     expected: ``expected()`` gives written tensors as worked out by hand, on the CPU. The
         reference is held against them, so every kernel has such a case.
     read, write: least bytes moved, for benchmarks; flops likewise.
@@ -236,7 +261,7 @@ class Case:
 
     name: str
     make: Callable[[Any, int], dict[str, Any]]
-    tolerance: Tolerance | None = None
+    tolerance: Tolerance | Mapping[str, Tolerance] | None = None
     expected: Callable[[], Mapping[str, Any]] | None = None
     read: int = 0
     write: int = 0
@@ -244,6 +269,12 @@ class Case:
     bench: bool = False
     memory: int = 0
     peer_share: float = 0.0
+
+    def tolerance_of(self, name: str) -> Tolerance | None:
+        """Of one written tensor."""
+        if self.tolerance is None or isinstance(self.tolerance, Tolerance):
+            return self.tolerance
+        return self.tolerance.get(name)
 
 
 # The spec ---------------------------------------------------------------------------------------
@@ -254,6 +285,8 @@ class KernelSpec:
     """One kernel.
 
     domain: products of bound choices that are served; None is the full product of the bound axes.
+    rules: tried in order, some of them ``only`` on some targets. A kernel with more than one body
+        has a tuned axis ``body``, which the rules decide and the source follows.
     params: the cubin's parameters in order, or a function from choices where bodies differ.
     launch: choices -> geometry. source: one source, or choices -> source.
     max_registers: a variant over this budget fails the build.
@@ -262,7 +295,8 @@ class KernelSpec:
     The folder's ``reference.py`` has ``reference(**arguments) -> None``, which writes the expected
     values into the written tensors; ``cases.py`` has ``cases() -> list[Case]``. An optional
     ``peers.py`` has ``peers() -> dict[str, Callable]``: other implementations to time, called
-    with the case's arguments; it returns those that can be imported.
+    with the case's arguments; it returns those that can be imported. A peer writes what the kernel
+    writes, or returns tensors of its own by those names.
     """
 
     name: str
@@ -273,13 +307,45 @@ class KernelSpec:
     launch: Callable[[Choices], schema.Launch]
     source: SourceSpec | Callable[[Choices], SourceSpec]
     checks: Sequence[schema.Check] = ()
-    rules: Sequence[schema.Rule] = (schema.Rule(where={}, when=None, choose={}),)
+    rules: Sequence[schema.Rule | OnTargets] = (schema.Rule(where={}, when=None, choose={}),)
     domain: Sequence[Mapping[str, Sequence[Choice]]] | None = None
     max_registers: int = 255
     spills_allowed: str | None = None
 
     def bound_axes(self) -> tuple[schema.Axis, ...]:
         return tuple(axis for axis in self.axes if axis.bind is not None)
+
+    def rules_of(self, target: str | None = None) -> tuple[schema.Rule, ...]:
+        """The rules of one target, or without one all that there are.
+
+        Those that a target's own rules leave nothing to are not its rules.
+        """
+        found: list[schema.Rule] = []
+        for each in self.rules:
+            if isinstance(each, schema.Rule):
+                found.append(each)
+            elif target is None or target in each.targets:
+                found += each.rules
+                if target is not None and any(not r.where and r.when is None for r in each.rules):
+                    break
+        return tuple(found)
+
+    def choosing(self, choices: Mapping[str, str]) -> KernelSpec:
+        """The same kernel with those rules alone that choose this; choices as text."""
+
+        def fits(rule: schema.Rule) -> bool:
+            return all(
+                name in rule.choose and schema.choice_text(rule.choose[name]) == choice
+                for name, choice in choices.items()
+            )
+
+        kept: list[schema.Rule | OnTargets] = []
+        for each in self.rules:
+            if isinstance(each, OnTargets):
+                kept.append(OnTargets(each.targets, tuple(filter(fits, each.rules))))
+            elif fits(each):
+                kept.append(each)
+        return replace(self, rules=kept)
 
     def params_of(self, choices: Choices) -> Sequence[Parameter]:
         return self.params(choices) if callable(self.params) else self.params

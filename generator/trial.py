@@ -138,7 +138,7 @@ class Trial:
         worst, message = 0.0, ""
         for name in self.written:
             got, expected = self.arguments[name], self.expected[name]
-            error, difference = compare_view(name, got, expected, self.case.tolerance)
+            error, difference = compare_view(name, got, expected, self.case.tolerance_of(name))
             worst = max(worst, error)
             message = message or difference
         message = message or self._outside()
@@ -191,7 +191,16 @@ def compare_view(
         allowed = "equal bytes"
     else:
         worst, found = _first_beyond(got, expected, tolerance)
-        allowed = f"{tolerance.absolute:g} + {tolerance.relative:g} * |expected|"
+        joined = "or" if tolerance.either else "+"
+        allowed = f"{tolerance.absolute:g} {joined} {tolerance.relative:g} * |expected|"
+        if found is None and tolerance.cosine is not None:
+            angle = _cosine_difference(got, expected)
+            worst = max(worst, angle / tolerance.cosine)
+            if angle > tolerance.cosine:
+                return worst, (
+                    f"{name} as a whole: its cosine difference is {angle:.3g} "
+                    f"(allowed: {tolerance.cosine:g})"
+                )
     if found is None:
         return worst, ""
     flat, _, _, count = found
@@ -237,7 +246,7 @@ def _first_beyond(
         error = (x - y).abs()
         same = (x == y) | (x.isnan() & y.isnan())
         finite = x.isfinite() & y.isfinite()
-        allowed = tolerance.absolute + tolerance.relative * y.abs()
+        allowed = _allowed(y.abs(), tolerance)
         wrong = ~(same | (finite & (error <= allowed)))
         share = torch.where(same, 0.0, torch.where(finite, error / allowed, float("inf")))
         worst = max(worst, float(share.max()))
@@ -247,6 +256,24 @@ def _first_beyond(
             count += number
         done += piece.numel()
     return worst, None if found is None else (*found, count)
+
+
+def _allowed(size: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
+    if tolerance.either:
+        return (tolerance.relative * (size + 1e-6)).clamp(min=tolerance.absolute)
+    return tolerance.absolute + tolerance.relative * size
+
+
+def _cosine_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """``1 - 2 <a, b> / (|a|^2 + |b|^2)`` over the values that are finite, 0 where all are 0."""
+    apart = norms = 0.0
+    for piece, target in zip(_pieces(got), _pieces(expected), strict=True):
+        x, y = piece.double(), target.double()
+        finite = x.isfinite() & y.isfinite()
+        x, y = x[finite], y[finite]
+        apart += float((x - y).square().sum())  # which is |a|^2 + |b|^2 - 2 <a, b>
+        norms += float((x.square() + y.square()).sum())
+    return apart / norms if norms else 0.0
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

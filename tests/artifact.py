@@ -30,6 +30,7 @@ from dsv4_aot.runtime.schema import (
     Resources,
     choices_text,
 )
+from dsv4_aot.runtime.target import Target
 from dsv4_aot.runtime.tensor import row_major
 
 
@@ -180,7 +181,8 @@ def write_artifact(
         entry = entry_of(kernel, choices, cubin)
         entries.setdefault(kernel.name, (kernel, []))[1].append(entry)
         (folder / entry.file).write_bytes(cubin)
-    records = [record_of(kernel, listed) for kernel, listed in entries.values()]
+    here = Target.parse(target)
+    records = [record_of(kernel, listed, here) for kernel, listed in entries.values()]
     (folder / manifests.FILE_NAME).write_bytes(manifests.encode(manifest_of(target, records)))
     return folder
 

@@ -26,6 +26,7 @@ from dsv4_aot.generator.cli.options import (
     artifacts_folder,
     build_folder,
     cache_option,
+    choosing,
     shown,
     templates_option,
 )
@@ -44,6 +45,10 @@ from dsv4_aot.runtime.target import Target
     help="Targets to build for, separated by commas.",
 )  # fmt: skip
 @click.option("--kernel", "names", multiple=True, help="Only this kernel; may be repeated.")
+@click.option(
+    "--choose", "chosen", multiple=True, metavar="AXIS=CHOICE",
+    help="Only by rules that choose this on a tuned axis: what other targets are built from.",
+)  # fmt: skip
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at once.  [default: all CPUs]")
 @click.option("--locked", is_flag=True, help="Fail when a byte differs from the lock files.")
 @click.option("--update-lock", is_flag=True, help="Write the lock files from this build.")
@@ -59,6 +64,7 @@ def build(
     ctx: click.Context,
     targets: tuple[Target, ...],
     names: tuple[str, ...],
+    chosen: tuple[str, ...],
     jobs: int | None,
     locked: bool,
     update_lock: bool,
@@ -76,13 +82,19 @@ def build(
         raise click.UsageError("--locked compares with the lock files, --update-lock writes them")
     if names and (locked or update_lock):
         raise click.UsageError("lock files cover whole targets: leave out --kernel")
+    if chosen and (not names or out is None):
+        raise click.UsageError("--choose needs --kernel, and --out, so that nothing is replaced")
     artifacts = artifacts_folder(templates)
     out = build_folder(templates) if out is None else out
     if locked:
         _require_locks(targets, artifacts)
     store = Store(cache)
     started = time.monotonic()
-    plans = make_plans(targets, names, discover(templates), out, store)
+    folders = discover(templates)
+    for name in names if chosen else ():
+        if name in folders:
+            folders[name] = choosing(folders[name], chosen)
+    plans = make_plans(targets, names, folders, out, store)
     result = _compile(plans, store, jobs)
     whole = [plan for plan in plans if result.failures.keys().isdisjoint(plan.keys)]
     published, errors = _pack(whole, result, out, artifacts, locked=locked, update_lock=update_lock)

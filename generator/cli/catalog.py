@@ -32,7 +32,13 @@ def list_(paths: tuple[Path, ...], variants: bool, as_json: bool) -> None:
     columns = (
         {"key": "variant", "bytes": "bytes", "registers": "registers", "spills": "spills"}
         if variants
-        else {"kernel": "kernel", "target": "target", "variants": "variants", "bytes": "bytes"}
+        else {
+            "kernel": "kernel",
+            "target": "target",
+            "bodies": "bodies",
+            "variants": "variants",
+            "bytes": "bytes",
+        }
     )
     Sheet(
         columns={**columns, "validated": "validated", "origin": "from"},
@@ -62,12 +68,18 @@ def _kernel_rows(installed: Iterable[Installed]) -> Iterable[dict[str, Any]]:
             yield {
                 "kernel": kernel.name,
                 "target": place.manifest.target,
+                "bodies": _bodies(kernel),
                 "variants": len(kernel.entries),
                 "bytes": sum({e.sha256: e.bytes for e in kernel.entries}.values()),
                 "validated": _validated(kernel, gpus),
                 "version": place.manifest.version,
                 "origin": place.origin,
             }
+
+
+def _bodies(kernel: KernelRecord) -> list[str]:
+    """What its entries are built from, where a kernel has more than one body."""
+    return sorted({str(e.choices["body"]) for e in kernel.entries if "body" in e.choices})
 
 
 def _validated(kernel: KernelRecord, gpus: dict[str, list[str]]) -> dict[str, int]:

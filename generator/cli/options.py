@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 import dsv4_aot.templates
+from dsv4_aot.generator.discover import KernelFolder
 from dsv4_aot.runtime import resolve
 from dsv4_aot.runtime.resolve import Installed
+from dsv4_aot.runtime.schema import choice_text
 from dsv4_aot.runtime.target import Target
 
 TARGETS = (
@@ -60,6 +63,29 @@ def pick(things: Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
                 param_hint="'--kernel'",
             )
     return {name: thing for name, thing in things.items() if not names or name in names}
+
+
+def choosing(folder: KernelFolder, chosen: Sequence[str]) -> KernelFolder:
+    """The kernel as ``--choose AXIS=CHOICE`` asks for it; what it lacks is wrong usage."""
+    choices: dict[str, str] = {}
+    tuned = {
+        axis.name: [choice_text(value.choice) for value in axis.values]
+        for axis in folder.spec.axes
+        if axis.bind is None
+    }
+    for text in chosen:
+        axis, _, choice = text.partition("=")
+        if choice not in tuned.get(axis, []):
+            raise click.BadParameter(
+                f"{text!r} is no choice of {folder.name}; its tuned axes are {tuned}",
+                param_hint="'--choose'",
+            )
+        if choices.setdefault(axis, choice) != choice:
+            raise click.BadParameter(
+                f"{axis} is {choices[axis]} and {choice}: a build has one choice of an axis",
+                param_hint="'--choose'",
+            )
+    return replace(folder, spec=folder.spec.choosing(choices))
 
 
 def cache_option(command: Command) -> Command:

@@ -22,6 +22,7 @@ from dsv4_aot.integrations.sparse_prefill.chunk import (
     upload,
 )
 from dsv4_aot.integrations.sparse_prefill.workspace import (
+    HEAD_DIM,
     KCache,
     Regions,
     Source,
@@ -34,7 +35,7 @@ INDEX_ALIGNMENT = 128
 
 
 class AttentionInputs(NamedTuple):
-    """What ``flash_mla_sparse_fwd`` takes beside the queries.
+    """What ``sparse_mla_fwd`` and FlashMLA's ``flash_mla_sparse_fwd`` take beside the queries.
 
     kv: bf16 [rows, 1, 512]. The next step on the workspace overwrites it.
     indices: int32 [query rows, 1, width], rows of kv, -1 for none; width is a multiple of 128.
@@ -44,6 +45,18 @@ class AttentionInputs(NamedTuple):
     kv: Tensor
     indices: Tensor
     topk_length: Tensor
+
+
+class Attention(NamedTuple):
+    """A layer's attention. A query row of padding attends to nothing, which is 0, -inf and +inf.
+
+    out: bf16 [query rows, heads, 512].
+    max_logits, lse: float32 [query rows, heads], in natural units; without the sink.
+    """
+
+    out: Tensor
+    max_logits: Tensor
+    lse: Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -251,6 +264,38 @@ class SparsePrefillPlan:
         return AttentionInputs(
             regions.kv, gather.combined_indices.unsqueeze(1), gather.combined_lens
         )
+
+    def attend(
+        self,
+        q: Tensor,
+        swa_cache: KCache,
+        compress_ratio: int = 0,
+        compressed_cache: KCache | None = None,
+        topk_indices: Tensor | None = None,
+        *,
+        sm_scale: float = HEAD_DIM**-0.5,
+        attn_sink: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Attention:
+        """A layer as a whole: a step, and the attention to what it has decoded.
+
+        q: bf16 [query rows, 1 to 128 heads, 512], queries of padding included. attn_sink:
+        float32 [heads]. out: bf16 [query rows, heads, 512] to write to, if not a new tensor.
+        The others are ``step``'s. Raises ArgumentError, and what a launch raises.
+        """
+        if q.dim() != 3 or (len(q), q.shape[2]) != (len(self.query_pos), HEAD_DIM):
+            raise ArgumentError(
+                f"q is {list(q.shape)}, allowed: [{len(self.query_pos)}, heads, {HEAD_DIM}]",
+                tip="the plan's query rows count those of padding too",
+            )
+        inputs = self.step(swa_cache, compress_ratio, compressed_cache, topk_indices)
+        max_logits, lse = torch.empty((2, *q.shape[:2]), dtype=torch.float32, device=q.device)
+        attention = Attention(torch.empty_like(q) if out is None else out, max_logits, lse)
+        self._launch(
+            "sparse_mla_fwd", q, inputs.kv, inputs.indices, *attention, sm_scale, attn_sink,
+            inputs.topk_length,
+        )  # fmt: skip
+        return attention
 
     def _check_layer(
         self,

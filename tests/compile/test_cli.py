@@ -276,6 +276,50 @@ def test_part_of_a_build_refuses_to_drop_a_changed_kernel(root: Path, cache: Pat
     }
 
 
+def test_a_choice_that_rules_would_not_make_is_built_apart(root: Path, cache: Path) -> None:
+    arch = ("--arch", "sm_90a", "--kernel", "scale_rows")
+    spec = root / "templates/scale_rows/kernel.py"
+    replace_in(spec, "rule(threads=256),", 'only("sm_90a", rule(threads=256)), rule(threads=64),')
+    replace_in(spec, "    number,\n", "    number,\n    only,\n")
+    chosen = (*arch, "--out", root / "elsewhere", "--choose", "threads=64")
+    before = contents(root / "artifacts/build")
+    result = build(root, cache, *chosen)
+    assert result.exit_code == 0, result.output
+    assert contents(root / "artifacts/build") == before
+    (kernel,) = json.loads((root / "elsewhere/sm_90a/manifest.json").read_bytes())["kernels"]
+    assert {entry["choices"]["threads"] for entry in kernel["entries"]} == {64}
+    assert run("verify", "--closed", root / "elsewhere").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--choose", "threads=256"), "--choose needs --kernel, and --out"),
+        (("--kernel", "scale_rows", "--choose", "threads=256"), "--choose needs --kernel"),
+        (("--kernel", "scale_rows", "--out", "x", "--choose", "threads=99"), "is no choice of"),
+        (("--kernel", "scale_rows", "--out", "x", "--choose", "dtype=float16"), "is no choice of"),
+        (
+            (
+                "--kernel",
+                "scale_rows",
+                "--out",
+                "x",
+                *("--choose", "threads=64"),
+                *("--choose", "threads=256"),
+            ),
+            "threads is 64 and 256",
+        ),
+    ],
+)
+def test_choices_that_cannot_be_are_wrong_usage(
+    arguments: tuple[str, ...], words: str, root: Path, cache: Path
+) -> None:
+    given = [root / "elsewhere" if each == "x" else each for each in arguments]
+    result = build(root, cache, "--arch", "sm_90a", *given)
+    assert result.exit_code == 2 and words in result.stderr
+    assert not (root / "elsewhere").exists()
+
+
 def test_output_folder_that_cannot_be_written_is_one_line(root: Path, cache: Path) -> None:
     (root / "file").write_text("")
     result = build(root, cache, "--arch", "sm_90a", "--out", root / "file/inside")

@@ -87,8 +87,19 @@ def small_cases() -> list[KernelCase]:
     ]
 
 
+def kernel_bodies() -> list[tuple[str, str]]:
+    """Every kernel that is built, with each of its bodies, or with "" where it has one."""
+    catalog = open_library().catalog()
+    return sorted({(each.kernel, str(each.choices.get("body", ""))) for each in catalog})
+
+
 def open_library() -> Library:
     return Library(find_artifacts())
+
+
+def named(parameter: KernelCase | tuple[str, str]) -> str:
+    """A test's name ends with this."""
+    return "-".join(filter(None, parameter)) if isinstance(parameter, tuple) else str(parameter)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,10 +110,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``kernel_case`` is every case; ``small_case`` those that leave room for others."""
-    for name, listed in (("kernel_case", kernel_cases), ("small_case", small_cases)):
+    """``kernel_case`` is every case; ``small_case`` those that leave room for others;
+    ``kernel_body`` what is built of every kernel.
+    """
+    for name, listed in (
+        ("kernel_case", kernel_cases), ("small_case", small_cases), ("kernel_body", kernel_bodies),
+    ):  # fmt: skip
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, [] if why_not() else listed(), ids=str)
+            metafunc.parametrize(name, [] if why_not() else listed(), ids=named)
 
 
 @pytest.fixture(scope="session")

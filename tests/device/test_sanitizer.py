@@ -1,8 +1,13 @@
-"""The kernels under compute-sanitizer: no stray access, no race, nothing read before written."""
+"""The kernels under compute-sanitizer: no stray access, no race, nothing read before written.
+
+A test is one body of one kernel under one tool, in a process of its own: ``-n`` runs them side by
+side and ``-k`` picks some.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,24 +17,41 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("sanitize.py")
 FOUND = 77  # exit code that the tool gives when it found something
+RACES = "========= Error: Race reported between "
+UNFOLLOWED = {
+    ("racecheck", "sparse_mla_fwd", "wgmma"): (
+        "one lane arrives at an mbarrier for its warp, and racecheck does not carry over what the "
+        "other 31 did before their __syncwarp: templates/sparse_mla_fwd/NOTES.md"
+    ),
+}
+"""Reports that are known not to be races: a tool, a kernel, its body, and why."""
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
-def test_nothing_is_found(tool: str, kernel_names: list[str]) -> None:
+def test_nothing_is_found(tool: str, kernel_body: tuple[str, str]) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed here")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)]
+    name, body = kernel_body
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "0"]
     if tool == "memcheck":  # bindings probe the driver for calls that it need not have
         command += ["--report-api-errors", "no"]
     if tool != "initcheck":  # which must see who wrote the inputs
-        command += [f"--kernel-name=kernel_substring={name}" for name in kernel_names]
+        command += [f"--kernel-name=kernel_substring={name}"]
+    command += [sys.executable, str(SCRIPT), "--kernel", name, "--body", body]
     # Every tensor its own allocation: a neighbour in torch's cache would hide a stray access.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command += [sys.executable, str(SCRIPT)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     output = run.stdout + run.stderr
     if "Device not supported" in output:
         pytest.skip("compute-sanitizer does not support this machine's GPU")
-    assert run.returncode == 0, output[-4000:]
-    assert " launches of " in run.stdout
+    right = re.search(r"^[1-9]\d* launches of .*, 0 wrong$", run.stdout, re.MULTILINE)
+    assert right, output[-4000:]
+    reason = UNFOLLOWED.get((tool, name, body))
+    if reason is None:
+        assert run.returncode == 0, output[-4000:]
+        return
+    assert run.returncode == FOUND, f"{tool} is silent now, and this is to go: {reason}"
+    others = [line for line in output.splitlines() if " Error: " in line and RACES not in line]
+    assert not others, "\n".join(others)
+    pytest.xfail(reason)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from dsv4_aot.runtime import Library
     from tests.sparse_prefill.scene import Scene
 
-KERNELS = {"combine_topk_swa", "dequant_paged", "flatten_page_table", "swa_token_ids"}
+KERNELS = {
+    "combine_topk_swa", "dequant_paged", "flatten_page_table", "sparse_mla_fwd", "swa_token_ids",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,17 @@ def test_plans_are_what_the_formulas_say(
         check(scene, device, library.launch)
 
 
+def test_layers_attend_to_what_their_queries_mean(
+    scenes: dict[str, Scene], library: Library, device: torch.device
+) -> None:
+    """Chunks of mixed lengths through layers of every ratio, heads of every kind."""
+    from tests.sparse_prefill.check import RATIOS, check_attention
+
+    heads = (64, 16, 128, 32, 5, 100)
+    for i, scene in enumerate(scenes.values()):
+        check_attention(scene, device, library.launch, heads[i % len(heads)], RATIOS)
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_gpu(
     scenes: dict[str, Scene], library: Library, device: torch.device
@@ -54,11 +67,12 @@ def test_nothing_waits_for_the_gpu(
     import torch
 
     from dsv4_aot.integrations.sparse_prefill import SparsePrefillWorkspace
-    from tests.sparse_prefill.check import ensure, plan_of, step
+    from tests.sparse_prefill.check import as_k_cache, ensure, plan_of, step
 
     pools = scenes["mixed lengths"].make(device)
     workspace, selected = SparsePrefillWorkspace(device), pools.select(4)
     indices = pools.page_indices()
+    q = torch.zeros(pools.rows, 64, 512, dtype=torch.bfloat16, device=device)
     for ratio in (4, 128):
         pools.cache(ratio)
     torch.cuda.set_sync_debug_mode("error")
@@ -68,6 +82,7 @@ def test_nothing_waits_for_the_gpu(
         plan.ensure_c128(indices)
         for ratio in (0, 4, 128):
             step(plan, pools, ratio, selected if ratio == 4 else None)
+        plan.attend(q, as_k_cache(pools.swa))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -147,3 +162,4 @@ def test_the_example_of_the_docs_runs(library: Library, monkeypatch: pytest.Monk
     scope: dict[str, Any] = {}
     exec(example, scope)
     assert not scope["inputs"].kv.any() and scope["inputs"].topk_length.sum() > 0
+    assert not scope["attention"].out.any() and scope["attention"].lse.isfinite().all()

@@ -18,6 +18,7 @@ from dsv4_aot.generator.spec import (
     bound,
     launch,
     number,
+    only,
     pointer,
     rule,
     tensor,
@@ -51,6 +52,33 @@ def folder(spec: KernelSpec) -> KernelFolder:
 
 def keys(spec: KernelSpec) -> list[str]:
     return [choices_text(variant.choices) for variant in expand(folder(spec), TARGET)]
+
+
+def test_rules_of_other_targets_do_not_count() -> None:
+    spec = replace(SPEC, rules=[only(["sm_100a"], rule(threads=256)), rule(threads=128)])
+    here, there = (
+        {variant.choices["threads"] for variant in expand(folder(spec), Target.parse(name))}
+        for name in ("sm_90a", "sm_100a")
+    )
+    assert (here, there) == ({128}, {256})
+    assert [r.choose["threads"] for r in spec.rules_of("sm_90a")] == [128]
+    assert [r.choose["threads"] for r in spec.rules_of("sm_100a")] == [256]
+    assert [r.choose["threads"] for r in spec.rules_of()] == [256, 128]
+
+
+def test_rules_are_of_targets_that_exist() -> None:
+    with pytest.raises(Dsv4AotError, match="'sm90' is not a target"):
+        only("sm90", rule(threads=128))
+
+
+def test_a_choice_of_another_target_can_be_asked_for() -> None:
+    spec = replace(SPEC, rules=[only("sm_90a", rule(threads=256)), rule(threads=128)])
+    assert {v.choices["threads"] for v in expand(folder(spec), TARGET)} == {256}
+    asked = spec.choosing({"threads": "128"})
+    assert {v.choices["threads"] for v in expand(folder(asked), TARGET)} == {128}
+    elsewhere = spec.choosing({"threads": "256"})
+    with pytest.raises(SpecError, match="no rule is certain"):
+        expand(folder(elsewhere), Target.parse("sm_100a"))
 
 
 def test_bound_product_times_reachable_choices() -> None:

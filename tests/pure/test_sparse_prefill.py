@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from dsv4_aot.integrations.sparse_prefill import (
 )
 from tests.launches import Launches
 from tests.sparse_prefill.check import (
+    RATIOS,
     SCENES,
     as_k_cache,
     check,
+    check_attention,
     check_layer,
     ensure,
     plan_of,
@@ -86,6 +89,27 @@ def test_a_plan_by_hand(launches: Launches, workspace: SparsePrefillWorkspace) -
         [1, 0, 4, 5, 6, -1], [2, -1, 5, 6, 7, -1], [8, -1, -1, -1, -1, -1],
         [3, 8, 9, -1, -1, -1], [3, 8, 9, 10, -1, -1], [-1] * 6,
     ]  # fmt: skip
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in SCENES if name != "64 requests"])
+def test_layers_attend_to_what_their_queries_mean(name: str, launches: Launches) -> None:
+    check_attention(SCENES[name], "cpu", launches, heads=4, ratios=RATIOS)
+
+
+def test_a_layer_with_its_attention_is_one_launch_more(launches: Launches, pools: Pools) -> None:
+    plan, _ = planned(pools, launches)
+    ensure(plan, pools, 4)
+    launches.taken()
+    q = torch.zeros(pools.rows, 3, 512, dtype=torch.bfloat16)
+    wide = torch.full((pools.rows, 8, 512), 7.0, dtype=torch.bfloat16)
+    cache, windows = as_k_cache(pools.cache(4)), as_k_cache(pools.swa)
+    found = plan.attend(q, windows, 4, cache, pools.select(4), out=wide[:, 2:5])
+    assert launches.taken() == ["dequant_paged 2", "combine_topk_swa", "sparse_mla_fwd"]
+    assert found.out.data_ptr() == wide[:, 2:5].data_ptr()
+    assert (wide[:, :2] == 7).all() and (wide[:, 5:] == 7).all()
 
 
 # What is launched, and when -----------------------------------------------------------------------
@@ -271,4 +295,12 @@ def test_the_example_of_the_docs_runs(launches: Launches, monkeypatch: pytest.Mo
     inputs = scope["inputs"]
     assert inputs.kv.shape == (1000 // 4 + 72 // 4 + 227 + 72, 1, 512)
     assert inputs.indices.shape == (172, 1, 640) and inputs.topk_length[-1] == 72 // 4 + 72
-    assert launches.taken()[-2:] == ["dequant_paged 2", "combine_topk_swa"]
+    assert not scope["attention"].out.any()  # of empty caches
+    assert scope["attention"].lse[0, 0] == pytest.approx(math.log(128))
+    layer = ["dequant_paged 2", "combine_topk_swa"]
+    assert launches.taken()[-5:] == [
+        *layer,
+        "dequant_paged 1",
+        "combine_topk_swa",
+        "sparse_mla_fwd",
+    ]

@@ -173,6 +173,17 @@ def test_layers_that_do_not_fit_their_ratio_are_refused(
     assert launches.taken() == []
 
 
+def test_queries_of_another_shape_are_refused_before_anything_is_launched(
+    pools: Pools, plan: SparsePrefillPlan, launches: Launches
+) -> None:
+    for shape in ((pools.rows - 1, 4, 512), (pools.rows, 512), (pools.rows, 4, 576)):
+        wrong = torch.zeros(shape, dtype=torch.bfloat16)
+        message = f"q is {list(shape)}, allowed: [{pools.rows}, heads, 512]"
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            plan.attend(wrong, as_k_cache(pools.swa))
+    assert launches.taken() == []
+
+
 def test_records_that_are_not_kept_together_are_refused(launches: Launches) -> None:
     def rows(page: int, ids: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         out = torch.empty(3, 1, 512, dtype=torch.bfloat16)

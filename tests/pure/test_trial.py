@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,68 @@ def test_infinities_must_coincide_under_any_tolerance() -> None:
     infinite, large = torch.tensor([float("inf")]), torch.tensor([3e38])
     assert compare_view("out", large, infinite, Tolerance(float("inf"), float("inf")))[1]
     assert not compare_view("out", infinite, infinite, Tolerance(0.0, 0.0))[1]
+
+
+def test_either_bound_alone_decides() -> None:
+    expected = torch.tensor([0.0, 100.0])
+    both = Tolerance(absolute=0.5, relative=0.01)
+    either = replace(both, either=True)
+    for off, passes_both, passes_either in (
+        ([0.4, 0.9], True, True),
+        ([0.6, 0.0], False, False),
+        ([0.0, 1.2], True, False),  # under the sum, over the greater
+        ([0.0, 1.6], False, False),
+    ):
+        got = expected + torch.tensor(off)
+        assert (not compare_view("out", got, expected, both)[1]) is passes_both
+        assert (not compare_view("out", got, expected, either)[1]) is passes_either
+    worst, _ = compare_view("out", expected + torch.tensor([0.25, 0.0]), expected, either)
+    assert worst == pytest.approx(0.5)
+    assert " or " in compare_view("out", expected + 9, expected, either)[1]
+
+
+def test_errors_that_all_go_one_way_show_in_the_cosine() -> None:
+    expected = torch.cat((torch.linspace(-1, 1, 1000), torch.tensor([float("inf"), 0.0])))
+    loose = Tolerance(0.1, 0.0)
+    strict = replace(loose, cosine=1e-4)
+    scattered, shifted = expected.clone(), expected + 0.05
+    scattered[3] += 0.09
+    assert not compare_view("out", scattered, expected, strict)[1]
+    assert not compare_view("out", shifted, expected, loose)[1]
+    worst, message = compare_view("out", shifted, expected, strict)
+    a, b = (values[values.isfinite()].double() for values in (shifted, expected))
+    difference = 1 - 2 * float(a @ b) / float(a @ a + b @ b)
+    assert worst == pytest.approx(difference / 1e-4)
+    assert "out as a whole: its cosine difference is" in message
+    nothing = torch.zeros(4)
+    assert compare_view("out", nothing, nothing.clone(), strict) == (0.0, "")
+
+
+def test_tensors_have_tolerances_of_their_own() -> None:
+    table = (*TABLE, tensor("sums", "float32", (None,), access="write"))
+
+    def two(device: torch.device, seed: int) -> dict[str, Any]:
+        return make(device, seed) | {"sums": torch.full((4,), -1.0)}
+
+    def both(out: torch.Tensor, x: torch.Tensor, add: float, sums: torch.Tensor) -> None:
+        reference(out, x, add)
+        sums[:] = x
+
+    def off(name: str) -> Callable[..., None]:
+        def kernel(**arguments: Any) -> None:
+            both(**arguments)
+            arguments[name][..., 1].add_(0.05)
+
+        return kernel
+
+    for tolerances, passes in (
+        ({"out": Tolerance(0.1, 0), "sums": Tolerance(0.01, 0)}, {"out": True, "sums": False}),
+        ({"out": Tolerance(0.01, 0), "sums": Tolerance(0.1, 0)}, {"out": False, "sums": True}),
+        ({"sums": Tolerance(0.1, 0)}, {"out": False, "sums": True}),
+    ):
+        case = Case("two", two, tolerance=tolerances)
+        for name, passed in passes.items():
+            assert run_case(table, case, both, off(name), CPU).passed is passed
 
 
 def test_tensors_that_share_a_storage_share_its_copy() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv4_aot.integrations.sparse_prefill import (
+    Attention,
     AttentionInputs,
     KCache,
     RequestWindows,
@@ -16,7 +18,7 @@ from dsv4_aot.integrations.sparse_prefill import (
     SparsePrefillWorkspace,
     TokenWindows,
 )
-from tests.sparse_prefill.reference import Reference, meant_rows
+from tests.sparse_prefill.reference import Reference, attention, meant_rows
 from tests.sparse_prefill.scene import LOGICAL_PAGE, Cache, Pools, Scene
 
 MIXED = ((1, 1), (127, 127), (128, 5), (131, 131), (300, 7), (700, 200), (3, 0), (2, 2))
@@ -114,6 +116,51 @@ def check_layer(
         meant = meant_rows(pools, row, ratio, selected)
         same(kv[listed[listed >= 0], 0], meant, f"what query row {row} of {ratio} reads")
     assert (lens[len(pools.positions) :] == 0).all()
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+
+def check_attention(
+    scene: Scene, device: Any, launch: Callable[..., None], heads: int, ratios: tuple[int, ...]
+) -> None:
+    """Layers of a chunk one after another, against attention to what their queries mean."""
+    pools = replace(scene, small=True).make(device)
+    plan = plan_of(pools, SparsePrefillWorkspace(pools.device), launch)
+    q = torch.randn(pools.rows, heads, 512, generator=pools.random).bfloat16()
+    sink = torch.randn(heads, generator=pools.random)
+    for ratio in ratios:
+        ensure(plan, pools, ratio)
+    for ratio in ratios:
+        selected = pools.select(ratio) if ratio in {1, 2, 4} else None
+        cache = as_k_cache(pools.cache(ratio)) if ratio else None
+        found = plan.attend(
+            q.to(device), as_k_cache(pools.swa), ratio, cache, selected, attn_sink=sink.to(device)
+        )
+        check_attended(found, pools, ratio, selected, q, sink)
+
+
+def check_attended(
+    found: Attention, pools: Pools, ratio: int, selected: Tensor | None, q: Tensor, sink: Tensor
+) -> None:
+    out, max_logits, lse = (tensor.cpu() for tensor in found)
+    owned = len(pools.positions)
+    for row in range(0, owned, max(owned // 40, 1)):
+        rows = meant_rows(pools, row, ratio, selected)
+        right = attention(q[row], rows, 512**-0.5, sink)
+        # Weights are rounded to bf16, which shows beside the greatest values.
+        absolute = float(rows.abs().max()) / 256
+        for each, expected, atol, rtol in (
+            (out[row], right[0], absolute, 3 / 128),
+            (max_logits[row], right[1], 1e-5, 1e-4),
+            (lse[row], right[2], 1e-5, 1e-4),
+        ):
+            torch.testing.assert_close(
+                each.double(), expected, atol=atol, rtol=rtol,
+                msg=lambda text, row=row: f"query row {row} of {ratio}: {text}",
+            )  # fmt: skip
+    assert not out[owned:].any()
+    assert (max_logits[owned:] == -torch.inf).all() and (lse[owned:] == torch.inf).all()
 
 
 def same(found: Tensor, expected: Tensor, what: str) -> None:

@@ -132,3 +132,14 @@ def meant_rows(pools: Pools, row: int, ratio: int, selected: Tensor | None) -> T
         slots = pools.full_to_swa.cpu()[tokens.long()].tolist()
     parts.append(pools.swa.decode(slots))
     return torch.cat(parts)
+
+
+def attention(
+    queries: Tensor, rows: Tensor, sm_scale: float, sink: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of [heads, 512] to all rows, in float64: out, greatest logits, logarithm of the sum."""
+    keys = rows.double()
+    logits = queries.double() @ keys.T * sm_scale
+    lse = logits.logsumexp(1)
+    weights = torch.exp(logits - torch.logaddexp(lse, sink.double())[:, None])
+    return weights @ keys, logits.amax(1), lse

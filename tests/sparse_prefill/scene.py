@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KERNELS = ("combine_topk_swa", "dequant_paged", "flatten_page_table", "swa_token_ids")
+KERNELS = (
+    "combine_topk_swa", "dequant_paged", "flatten_page_table", "sparse_mla_fwd", "swa_token_ids",
+)  # fmt: skip
 """What a plan launches."""
 WINDOW = 128
 LOGICAL_PAGE = 256
@@ -23,7 +25,8 @@ class Scene:
     """Requests, as (tokens, new tokens), and how their caches are kept.
 
     padding: query rows after the requests'. topk: columns of a layer's selection. shares: each
-    request's query rows where they are not its new tokens.
+    request's query rows where they are not its new tokens. small: values that attention can be
+    computed with, up to 2 or so.
     """
 
     requests: tuple[tuple[int, int], ...]
@@ -35,6 +38,7 @@ class Scene:
     swa_page: int = 64
     windows: bool = False
     shares: tuple[int, ...] | None = None
+    small: bool = False
     seed: int = 0
 
     def make(self, device: Any) -> Pools:
@@ -53,9 +57,16 @@ class Cache:
 
     @classmethod
     def random(
-        cls, rows: int, page: int, record: int, interleaved: bool, random: Any, device: Any
+        cls,
+        rows: int,
+        page: int,
+        record: int,
+        interleaved: bool,
+        small: bool,
+        random: Any,
+        device: Any,
     ) -> Cache:
-        """Every code but the two NaN of e4m3, and scales that keep values finite."""
+        """Every code but the two NaN of e4m3, and scales that keep values finite, or small."""
         pages = rows // page + 2
         codes = torch.randint(0, 256, (pages, page, record), generator=random, dtype=torch.uint8)
         split = DATA_BYTES[record]
@@ -64,7 +75,12 @@ class Cache:
             e4m3 = codes[..., split:]
         e4m3[(e4m3 & 127) == 127] = 126
         if record != 288:
-            codes[..., split:] = codes[..., split:] % 40 + 105
+            codes[..., split:] = codes[..., split:] % (4 if small else 40) + (116 if small else 105)
+        elif small:
+            codes[..., split:] &= 0x1F
+        if small and record == 584:
+            tail = torch.randn(pages, page, 64, generator=random).bfloat16() / 2
+            codes[..., 448:split] = tail.view(torch.uint8)
         if not interleaved:
             parts = codes[..., :split].flatten(1), codes[..., split:].flatten(1)
             flat = torch.cat(parts, dim=1)
@@ -157,7 +173,7 @@ class Pools:
         swa_rows = self.window_size if scene.windows else self.window_rows + 5
         interleaved = scene.interleaved and scene.swa_record != 584
         self.swa = Cache.random(
-            swa_rows, scene.swa_page, scene.swa_record, interleaved, random, device
+            swa_rows, scene.swa_page, scene.swa_record, interleaved, scene.small, random, device
         )
 
         # Logical pages, of which each request has its own.
@@ -184,8 +200,9 @@ class Pools:
         """As ``cache``, and another layer's."""
         page, scene = LOGICAL_PAGE // ratio, self.scene
         return Cache.random(
-            self.pages * page, page, scene.record, scene.interleaved, self.random, self.device
-        )
+            self.pages * page, page, scene.record, scene.interleaved, scene.small, self.random,
+            self.device,
+        )  # fmt: skip
 
     def page_indices(self) -> Tensor:
         """int32 [query rows, columns]: the rows of ratio 128 that each query may see."""

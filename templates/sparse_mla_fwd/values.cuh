@@ -1,0 +1,107 @@
+// The two warpgroups that hold O, half of its columns each: O += P V, and the result.
+
+#pragma once
+
+__device__ void values(const Call& call, uint32 memory, uint32 half) {
+  const uint32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const bool leader = lane == 0;
+  Ring ring;
+  uint32 turn = 0;
+  const int items = call.items();
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    ring.next();  // the query
+    float o[2][64];
+    while (true) {
+      const uint32 slot = memory + ring.slot * kSlot, odd = turn & 1;
+      wait(memory + kScored + 8 * odd, turn >> 1 & 1);
+      const uint32 flags = reinterpret_cast<const uint32*>(s_memory + kFlag)[4 * odd + warp];
+      if (flags & kMoved) {
+        const float* const scales = row_floats(kScale + 4 * kHeads * odd);
+        const float upper = scales[0], lower = scales[8];
+#pragma unroll
+        for (int j = 0; j < 128; ++j) o[j / 64][j % 64] *= j / 2 % 2 ? lower : upper;
+      }
+      const uint32 p = memory + kP + odd * kTile;
+      wgmma_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          multiply(o[c], k_major(p + k * 32),
+                   columns_major(slot + (half * 4 + c * 2) * kTile + k * kQuarter * 128),
+                   k > 0 ? 1 : !(flags & kFirst));
+        wgmma_commit();
+      }
+      if (flags & kLast) break;
+      const uint32 free = memory + kFree + 32 * ring.slot;
+      wgmma_wait<3>();
+      if (leader) arrive(free);
+      wgmma_wait<2>();
+      if (leader) arrive(free + 8);
+      wgmma_wait<1>();
+      if (leader) arrive(free + 16);
+      wgmma_wait<0>();
+      settle(o[0]);
+      settle(o[1]);
+      __syncwarp();
+      if (leader) {
+        arrive(free + 24);
+        arrive(memory + kTaken + 8 * odd);
+      }
+      ++turn;
+      ring.next();
+    }
+
+    const int head = (item & call.halves) * kHeads + warp * 16 + lane / 4;
+    const float* const stats = row_floats(kStats + 3 * 4 * kHeads * (turn & 1));
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float sum = stats[8 * h], reference = stats[kHeads + 8 * h];
+      const float sink = reinterpret_cast<const float*>(s_memory + kSinks)[head + 8 * h];
+      factor[h] = sum == 0.0f ? 0.0f : reciprocal(sum + power(sink - reference));
+      if (half == 0 && lane % 4 == 0 && head + 8 * h < call.h_q) {
+        const float unit = call.base2 ? 1.0f : kLn2;
+        const int64 place = int64(item >> call.halves) * call.h_q + head + 8 * h;
+        call.max_logits[place] = stats[2 * kHeads + 8 * h] * unit;
+        call.lse[place] = sum == 0.0f ? kInf : (logarithm(sum) + reference) * unit;
+      }
+    }
+    wgmma_wait<0>();
+    settle(o[0]);
+    settle(o[1]);
+    // The result leaves by way of the slot, half of which nobody else reads any more. A warp has 16
+    // rows there. Row r is rotated by r % 8 pieces of 16 bytes, so that rows do not collide.
+    group_barrier(1 + half, 128);
+    if (leader) arrive(memory + kTaken + 8 * (turn & 1));
+    const uint32 staged = memory + ring.slot * kSlot + half * 4 * kTile + warp * kTile;
+#pragma unroll
+    for (int c = 0; c < 16; ++c) {
+      uint32 w[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int j = c % 8 * 8 + 2 * k;
+        w[k] = pair(o[c / 8][j] * factor[k % 2], o[c / 8][j + 1] * factor[k % 2]);
+      }
+      const uint32 piece = (2 * c + lane / 16 + lane % 8) % 32;
+      store_matrices(staged + lane % 16 * 512 + piece * 16, w);
+    }
+    proxy_fence();
+    __syncwarp();
+    {
+      // Two pieces a row: what begins behind the rotation, and what has been carried over.
+      const uint32 row = lane % 16, turned = row % 8 * 16;
+      const uint32 bytes = lane < 16 ? 512 - turned : turned;
+      const int head = (item & call.halves) * kHeads + warp * 16 + row;
+      char* const to = call.out + int64(item >> call.halves) * call.out_token +
+                       int64(head) * call.out_head + half * 512 + (lane < 16 ? 0 : 512 - turned);
+      if (bytes != 0 && head < call.h_q)
+        store_bulk(to, staged + row * 512 + (lane < 16 ? turned : 0), bytes);
+      wait_for_bulk_reads();
+    }
+    __syncwarp();
+    if (lane < 4) arrive(memory + kFree + 32 * ring.slot + 8 * lane);
+    ++turn;
+    ring.next();
+  }
+}
