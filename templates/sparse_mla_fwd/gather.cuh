@@ -2,6 +2,8 @@
 
 #pragma once
 
+constexpr int kQuarter = kRows / 4;
+
 // All that the warp has begun to copy or has stored will have been done when the barrier has this.
 __device__ void announce(uint32 ready) {
   arrive_with_copies(ready);
@@ -9,7 +11,7 @@ __device__ void announce(uint32 ready) {
 }
 
 // Eight lanes share a row, and a lane takes its 16 bytes of every tile; so it has one row of each
-// quarter, whose index it reads itself.
+// quarter of a slot, whose index it reads itself.
 __device__ void gather(const Call& call, uint32 memory) {
   const uint32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const int row = 4 * warp + lane / 8;  // of a quarter
@@ -40,10 +42,8 @@ __device__ void gather(const Call& call, uint32 memory) {
         copy(own + place + k * kQuarter * 128 + (t - first) * kTile, source + t * 128, valid,
              kEvictFirst);
     };
-    for (int k = 0; k < 4; ++k) {
-      wait(memory + kFree + 32 * ring.slot + 8 * k, ring.phase ^ 1);
-      query(ring.slot * kSlot, k, 0, kHeld);
-    }
+    wait(memory + kFree + 8 * ring.slot, ring.phase ^ 1);
+    for (int k = 0; k < 4; ++k) query(ring.slot * kSlot, k, 0, kHeld);
     announce(memory + kReady + 8 * ring.slot);
     ring.next();
     // The tiles that registers do not hold are announced with the first rows of kv.
@@ -61,7 +61,8 @@ __device__ void gather(const Call& call, uint32 memory) {
         const int ahead = column + kRows + k * kQuarter;
         next[k] = ahead < length ? indices[ahead] : -1;
         if (valid) bits |= 1 << 4 * k;
-        wait(memory + kFree + 32 * ring.slot + 8 * k, ring.phase ^ 1);
+        // After the first it returns at once; it keeps quarters apart, which mixed cost 1 %.
+        wait(memory + kFree + 8 * ring.slot, ring.phase ^ 1);
 #pragma unroll
         for (int t = 0; t < kDim / 64; ++t)
           copy(own + ring.slot * kSlot + k * kQuarter * 128 + t * kTile, source + t * 128, valid,

@@ -32,6 +32,19 @@ __device__ void wait(uint32 barrier, uint32 parity) {
       "@!done bra again; }" ::"r"(barrier), "r"(parity) : "memory");
 }
 
+// Whether that phase has ended.
+__device__ bool passed(uint32 barrier, uint32 parity) {
+  uint32 done;
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done; }"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done;
+}
+
 // For the threads of whole warps that name the same barrier, of which 0 is __syncthreads's.
 __device__ void group_barrier(uint32 id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

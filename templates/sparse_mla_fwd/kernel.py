@@ -71,7 +71,7 @@ HELD = 6  # tiles of the query in registers
 def wgmma_shared(dim: int) -> int:
     """Bytes: slots of the ring, the query's other tiles, two P, barriers, statistics, sinks."""
     tiles, slots = dim // 64, SLOTS[dim]
-    return (slots * tiles + tiles - HELD + 2) * TILE + slots * 48 + 72 + 10 * 4 * HEADS
+    return (slots * tiles + tiles - HELD + 2) * TILE + slots * 24 + 72 + 10 * 4 * HEADS
 
 
 # The body for every target ------------------------------------------------------------------------

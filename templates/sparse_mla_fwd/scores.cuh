@@ -30,7 +30,7 @@ __device__ void scores(const Call& call, uint32 memory) {
       for (int i = 0; i < kHeld * 4; ++i)
         load_matrices(q[i], (from ^ (i % 4 * 32)) + i / 4 * kTile);
       __syncwarp();
-      if (leader) arrive(memory + kFree + 32 * ring.slot + 8 * warp, 8);
+      if (leader) arrive(memory + kFree + 8 * ring.slot, 2);
       ring.next();
     }
 
@@ -50,7 +50,6 @@ __device__ void scores(const Call& call, uint32 memory) {
       }
       wgmma_commit();
       const uint32 odd = turn & 1;
-      wait(memory + kTaken + 8 * odd, (turn >> 1 & 1) ^ 1);
       const uint64 valid = *reinterpret_cast<const uint64*>(s_memory + kValid + 8 * ring.slot);
       wgmma_wait<0>();
       settle(s);
@@ -79,6 +78,7 @@ __device__ void scores(const Call& call, uint32 memory) {
         grown = grown || most * scale > reference[h] + kSlack;
       }
       const bool moved = __any_sync(~0u, grown);
+      wait(memory + kTaken + 8 * odd, (turn >> 1 & 1) ^ 1);
       if (moved) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {

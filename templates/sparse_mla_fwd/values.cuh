@@ -7,13 +7,24 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
   const bool leader = lane == 0;
   Ring ring;
   uint32 turn = 0;
+  // The barrier of the slot from which the results of the item before are still being stored.
+  uint32 leaving = 0;
+  const auto leave = [&] {
+    wait_for_bulk_reads();
+    __syncwarp();
+    if (leader) arrive(leaving);
+    leaving = 0;
+  };
   const int items = call.items();
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     ring.next();  // the query
     float o[2][64];
     while (true) {
       const uint32 slot = memory + ring.slot * kSlot, odd = turn & 1;
-      wait(memory + kScored + 8 * odd, turn >> 1 & 1);
+      const uint32 scored = memory + kScored + 8 * odd, phase = turn >> 1 & 1;
+      // A P that is late may be waiting for that slot.
+      if (leaving != 0 && !__all_sync(~0u, passed(scored, phase))) leave();
+      wait(scored, phase);
       const uint32 flags = reinterpret_cast<const uint32*>(s_memory + kFlag)[4 * odd + warp];
       if (flags & kMoved) {
         const float* const scales = row_floats(kScale + 4 * kHeads * odd);
@@ -23,29 +34,23 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
       }
       const uint32 p = memory + kP + odd * kTile;
       wgmma_begin();
+      // All rows of an accumulator in a row: in turns, the two cost 3 %.
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+      for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
+        for (int k = 0; k < 4; ++k)
           multiply(o[c], k_major(p + k * 32),
-                   columns_major(slot + (half * 4 + c * 2) * kTile + k * kQuarter * 128),
+                   columns_major(slot + (half * 4 + c * 2) * kTile + k * 16 * 128),
                    k > 0 ? 1 : !(flags & kFirst));
-        wgmma_commit();
-      }
+      wgmma_commit();
+      if (leaving != 0) leave();
       if (flags & kLast) break;
-      const uint32 free = memory + kFree + 32 * ring.slot;
-      wgmma_wait<3>();
-      if (leader) arrive(free);
-      wgmma_wait<2>();
-      if (leader) arrive(free + 8);
-      wgmma_wait<1>();
-      if (leader) arrive(free + 16);
       wgmma_wait<0>();
       settle(o[0]);
       settle(o[1]);
       __syncwarp();
       if (leader) {
-        arrive(free + 24);
+        arrive(memory + kFree + 8 * ring.slot);
         arrive(memory + kTaken + 8 * odd);
       }
       ++turn;
@@ -97,11 +102,10 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
                        int64(head) * call.out_head + half * 512 + (lane < 16 ? 0 : 512 - turned);
       if (bytes != 0 && head < call.h_q)
         store_bulk(to, staged + row * 512 + (lane < 16 ? turned : 0), bytes);
-      wait_for_bulk_reads();
     }
-    __syncwarp();
-    if (lane < 4) arrive(memory + kFree + 32 * ring.slot + 8 * lane);
+    leaving = memory + kFree + 8 * ring.slot;
     ++turn;
     ring.next();
   }
+  wait_for_bulk_reads();
 }
