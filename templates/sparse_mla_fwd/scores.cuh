@@ -13,8 +13,7 @@ __device__ void scores(const Call& call, uint32 memory) {
   // After all else that a P needs, which the multiplication that has begun meanwhile hides.
   const auto publish = [&](uint32 turn) {
     proxy_fence();
-    __syncwarp();
-    if (leader) arrive(memory + kScored + 8 * (turn & 1));
+    arrive(memory + kScored + 8 * (turn & 1));
   };
   const int items = call.items();
   int next_length = call.length(blockIdx.x);
@@ -29,8 +28,7 @@ __device__ void scores(const Call& call, uint32 memory) {
 #pragma unroll
       for (int i = 0; i < kHeld * 4; ++i)
         load_matrices(q[i], (from ^ (i % 4 * 32)) + i / 4 * kTile);
-      __syncwarp();
-      if (leader) arrive(memory + kFree + 8 * ring.slot, 2);
+      arrive(memory + kFree + 8 * ring.slot, 2);
       ring.next();
     }
 

@@ -11,8 +11,7 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
   uint32 leaving = 0;
   const auto leave = [&] {
     wait_for_bulk_reads();
-    __syncwarp();
-    if (leader) arrive(leaving);
+    arrive(leaving);
     leaving = 0;
   };
   const int items = call.items();
@@ -48,11 +47,8 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
       wgmma_wait<0>();
       settle(o[0]);
       settle(o[1]);
-      __syncwarp();
-      if (leader) {
-        arrive(memory + kFree + 8 * ring.slot);
-        arrive(memory + kTaken + 8 * odd);
-      }
+      if (leader) arrive(memory + kFree + 8 * ring.slot, 32);
+      arrive(memory + kTaken + 8 * odd);
       ++turn;
       ring.next();
     }
@@ -78,7 +74,7 @@ __device__ void values(const Call& call, uint32 memory, uint32 half) {
     // The result leaves by way of the slot, half of which nobody else reads any more. A warp has 16
     // rows there. Row r is rotated by r % 8 pieces of 16 bytes, so that rows do not collide.
     group_barrier(1 + half, 128);
-    if (leader) arrive(memory + kTaken + 8 * (turn & 1));
+    arrive(memory + kTaken + 8 * (turn & 1));
     const uint32 staged = memory + ring.slot * kSlot + half * 4 * kTile + warp * kTile;
 #pragma unroll
     for (int c = 0; c < 16; ++c) {
