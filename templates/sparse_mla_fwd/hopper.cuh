@@ -77,11 +77,13 @@ __device__ void copy(uint32 target, const char* source, bool valid, uint64 polic
 constexpr uint64 kEvictFirst = 0x12f0000000000000;
 constexpr uint64 kEvictLast = 0x14f0000000000000;
 
-// Whole pieces of 16 bytes from shared memory, which stores have been fenced for.
+// Whole pieces of 16 bytes from shared memory, which stores have been fenced for. L2 need not keep
+// them.
 __device__ void store_bulk(char* target, uint32 source, uint32 bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
-               "r"(source), "r"(bytes)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;"
+      ::"l"(target), "r"(source), "r"(bytes), "l"(kEvictFirst)
+      : "memory");
 }
 
 // Until what this thread has begun to store has been read.
