@@ -63,26 +63,33 @@ class Bench:
         for entry in [dispatched, *(others if every else ())]:
             first = entry is dispatched
             choices = tuned_choices(folder, entry)
-            us, plain_us = (
-                timing.graph_time([functools.partial(kernel, **each) for each in sets], least)
-                for kernel in (
-                    plain if first else self.library.op(folder.name, choices=choices),
-                    self.serialized.op(folder.name, choices=choices),
-                )
+            peers = self._peers(folder, case, plain, sets) if first else {}
+            candidates = {
+                "": plain if first else self.library.op(folder.name, choices=choices),
+                "plain": self.serialized.op(folder.name, choices=choices),
+                **peers,
+            }
+            times = timing.graph_times(
+                {
+                    name: [functools.partial(call, **each) for each in sets]
+                    for name, call in candidates.items()
+                },
+                least,
             )
+            us = times[""]
             yield Record(
                 kernel=folder.name,
                 case=case.name,
                 choices=entry.choices,
                 dispatched=first,
                 us=round(us, 3),
-                plain_us=round(plain_us, 3),
+                plain_us=round(times["plain"], 3),
                 bytes=case.read + case.write,
                 flops=case.flops,
                 gbps=round((case.read + case.write) / us / 1e3, 1),
                 stream_us=round(stream_us, 3),
                 efficiency=round(stream_us / us, 4),
-                peer_us=self._peers(folder, case, plain, sets, least) if first else {},
+                peer_us={name: round(times[name], 3) for name in peers},
                 cubin_sha256=entry.sha256,
                 device=self.gpu.name,
                 driver=self.gpu.driver,
@@ -97,10 +104,9 @@ class Bench:
         case: Case,
         kernel: Callable[..., object],
         sets: Sequence[Mapping[str, Any]],
-        least: float,
-    ) -> dict[str, float]:
+    ) -> dict[str, Callable[..., object]]:
         """Those peers that serve the case and give the same values, but for their rounding."""
-        times: dict[str, float] = {}
+        serving: dict[str, Callable[..., object]] = {}
         written = [arg.name for arg in folder.spec.arguments if getattr(arg, "result", False)]
         for name, peer in folder.peers().items():
             kernel(**sets[0])
@@ -120,9 +126,8 @@ class Bench:
                 note = f"{folder.name} {case.name}: {name} is not timed: {''.join(problems)}"
                 print(note, file=sys.stderr)
                 continue
-            us = timing.graph_time([functools.partial(peer, **each) for each in sets], least)
-            times[name] = round(us, 3)
-        return times
+            serving[name] = peer
+        return serving
 
 
 def _serialized(place: Installed) -> Installed:

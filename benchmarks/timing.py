@@ -25,34 +25,51 @@ MAX_LAUNCHES = 2000
 
 
 def graph_time(launches: Sequence[Launch], least_us: float) -> float:
-    """Microseconds a launch, median of several replays of one graph.
+    """Microseconds a launch, median of several replays of one graph; as ``graph_times``."""
+    return graph_times({"": launches}, least_us)[""]
 
-    launches: one for each input set; they are repeated in order to fill the graph.
-    least_us: a lower bound of one launch's time, from which the graph's length follows.
+
+def graph_times(candidates: Mapping[str, Sequence[Launch]], least_us: float) -> dict[str, float]:
+    """Microseconds a launch of each candidate, medians of several replays of a graph of each.
+
+    Candidates take turns: what comes first on a GPU that has rested finds a higher clock.
+
+    candidates: launches, one for each input set; they are repeated in order to fill a graph.
+    least_us: a lower bound of one launch's time, from which a graph's length follows.
     """
-    wanted = min(MAX_LAUNCHES, round(GRAPH_MICROSECONDS / max(least_us, 0.5)))
-    count = max(len(launches), wanted)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    wanted = min(MAX_LAUNCHES, round(GRAPH_MICROSECONDS / max(least_us, 0.5)))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     with torch.cuda.stream(stream):
-        for launch in launches:  # whatever is loaded or compiled on first use is not captured
+        counts = {name: max(len(launches), wanted) for name, launches in candidates.items()}
+        graphs = {
+            name: _captured(launches, counts[name], stream) for name, launches in candidates.items()
+        }
+        for turn in range(-WARM_REPLAYS, REPLAYS):
+            for name, graph in list(graphs.items())[:: 1 if turn % 2 else -1]:
+                start, end = _event(), _event()
+                start.record(stream)
+                graph.replay()
+                end.record(stream)
+                end.synchronize()
+                if turn >= 0:
+                    times[name].append(start.elapsed_time(end) * 1e3 / counts[name])
+    for graph in graphs.values():
+        graph.reset()
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _captured(
+    launches: Sequence[Launch], count: int, stream: torch.cuda.Stream
+) -> torch.cuda.CUDAGraph:
+    for launch in launches:  # whatever is loaded or compiled on first use is not captured
+        launch()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for launch in itertools.islice(itertools.cycle(launches), count):
             launch()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for launch in itertools.islice(itertools.cycle(launches), count):
-                launch()
-        for _ in range(WARM_REPLAYS):
-            graph.replay()
-        times: list[float] = []
-        for _ in range(REPLAYS):
-            start, end = _event(), _event()
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3 / count)
-    graph.reset()
-    return statistics.median(times)
+    return graph
 
 
 def _event() -> torch.cuda.Event:
