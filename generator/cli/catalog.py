@@ -77,9 +77,9 @@ def _kernel_rows(installed: Iterable[Installed]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _bodies(kernel: KernelRecord) -> list[str]:
+def _bodies(kernel: KernelRecord) -> list[str] | None:
     """What its entries are built from, where a kernel has more than one body."""
-    return sorted({str(e.choices["body"]) for e in kernel.entries if "body" in e.choices})
+    return sorted({str(e.choices["body"]) for e in kernel.entries if "body" in e.choices}) or None
 
 
 def _validated(kernel: KernelRecord, gpus: dict[str, list[str]]) -> dict[str, int]:
