@@ -50,6 +50,20 @@ __device__ void group_barrier(uint32 id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same; whether any of them says so.
+__device__ bool any_of_group(uint32 id, int threads, bool own) {
+  uint32 any;
+  asm volatile(
+      "{ .reg .pred p, any;\n"
+      "setp.ne.b32 p, %3, 0;\n"
+      "barrier.cta.red.or.pred any, %1, %2, p;\n"
+      "selp.u32 %0, 1, 0, any; }"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(uint32(own))
+      : "memory");
+  return any;
+}
+
 // Barriers that have been initialised, for copies and other threads behind a __syncthreads.
 __device__ void init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
@@ -71,6 +85,14 @@ __device__ void copy(uint32 target, const char* source, bool valid, uint64 polic
       "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(target),
       "l"(source), "r"(valid ? 16 : 0), "l"(policy)
       : "memory");
+}
+
+// Until this thread's copies are complete.
+__device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// To L2, the 128 bytes in which that is.
+__device__ void prefetch(const char* source) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }
 
 // Policies of L2, as createpolicy would make them.
@@ -115,6 +137,13 @@ __device__ uint64 columns_major(uint32 address) {
          (address >> 4);
 }
 
+// Descriptors have their upper word in common. Of the lower one multiples of 16 bytes can be added
+// to, and where it is known to be the same in all lanes that is all that a product has to wait for.
+__device__ uint32 lower(uint64 descriptor) { return __shfl_sync(~0u, uint32(descriptor), 0); }
+__device__ uint64 at(uint32 lower, int bytes) {
+  return (uint64(1) << 62) | (uint64(1024 >> 4) << 32) | (lower + (bytes >> 4));
+}
+
 __device__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until no more than so many of the latest groups are left.
@@ -133,6 +162,13 @@ __device__ void load_matrices(uint32 (&m)[4], uint32 address) {
 __device__ void store_matrices(uint32 address, const uint32 (&m)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], { %1, %2, %3, %4};" ::"r"(address),
                "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
+               : "memory");
+}
+
+// Rows of a matrix in memory are columns of the fragment.
+__device__ void store_transposed(uint32 address, const uint32 (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], { %1, %2, %3, %4};"
+               ::"r"(address), "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
                : "memory");
 }
 

@@ -12,8 +12,8 @@ query's ``topk_length`` on.
 Results do not depend on the order of execution, so equal calls give equal bits. The launch is
 programmatic.
 
-There are two bodies: ``wgmma`` for sm_90a, and ``mma`` for every target, which on sm_90a serves
-calls with up to 16 heads, since wgmma would work on 64.
+There are three bodies: ``mma`` for every target, and for sm_90a ``wgmma`` and, for calls with up to
+16 heads, ``narrow``, whose products need not have 64 of them.
 """
 
 from __future__ import annotations
@@ -74,6 +74,15 @@ def wgmma_shared(dim: int) -> int:
     return (slots * tiles + tiles - HELD + 2) * TILE + slots * 24 + 72 + 10 * 4 * HEADS
 
 
+# The body for few heads, for sm_90a ---------------------------------------------------------------
+
+
+def narrow_shared(dim: int, heads: int) -> int:
+    """Bytes: slots of the ring, the query, two P, barriers, statistics, factors and sinks."""
+    tiles, slots = dim // 64, SLOTS[dim]
+    return slots * tiles * TILE + (tiles + 2) * heads * 128 + slots * 24 + 48 + 23 * 4 * heads
+
+
 # The body for every target ------------------------------------------------------------------------
 
 ROWS, STAGES = 16, 4  # of a step; steps whose rows are in shared memory
@@ -91,29 +100,31 @@ def mma_shared(dim: int, heads: int) -> int:
     return STAGES * ROWS * (2 * dim + 1) + heads // 16 * (4096 + 1024) + 8 * heads
 
 
-# Both ---------------------------------------------------------------------------------------------
+# All ----------------------------------------------------------------------------------------------
 
 
 def geometry(choices: Choices) -> Launch:
-    """With wgmma blocks stay, one on a multiprocessor; with mma each has heads of one query."""
+    """With mma each block has heads of one query; with the others blocks stay, one on a
+    multiprocessor.
+    """
     dim, heads, items = choices["head_dim"], choices["heads"], S_Q * (1 + WIDE)
-    if choices["body"] == "wgmma":
-        grid, threads, memory = minimum(items, multiprocessors()), THREADS, wgmma_shared(dim)
-    else:
+    if choices["body"] == "mma":
         grid, threads, memory = items, 128 * mma_groups(heads), mma_shared(dim, heads)
+    else:
+        grid, threads = minimum(items, multiprocessors()), THREADS
+        narrow = choices["body"] == "narrow"
+        memory = narrow_shared(dim, heads) if narrow else wgmma_shared(dim)
     return launch(grid=[grid], block=threads, shared=memory, programmatic=True)
 
 
 def source(choices: Choices) -> CudaSource:
-    dim, heads = choices["head_dim"], choices["heads"]
-    variables = (
-        {"slots": SLOTS[dim], "held": HELD, "shared": wgmma_shared(dim)}
-        if choices["body"] == "wgmma"
-        else {"shared": mma_shared(dim, heads)}
-    )
-    return CudaSource(
-        entry="sparse_mla_fwd", template=f"kernel_{choices['body']}.cu.j2", variables=variables
-    )
+    dim, heads, body = choices["head_dim"], choices["heads"], choices["body"]
+    variables = {
+        "mma": {"shared": mma_shared(dim, heads)},
+        "wgmma": {"slots": SLOTS[dim], "held": HELD, "shared": wgmma_shared(dim)},
+        "narrow": {"slots": SLOTS[dim], "shared": narrow_shared(dim, heads)},
+    }[body]
+    return CudaSource(entry="sparse_mla_fwd", template=f"kernel_{body}.cu.j2", variables=variables)
 
 
 KERNEL = KernelSpec(
@@ -212,11 +223,10 @@ KERNEL = KernelSpec(
     axes=[
         bound("head_dim", (512, 576), by=DIM),
         bound("heads", {16: 0, 32: 1, 64: 2}, by=(H_Q > 16) + (H_Q > 32)),  # of a block, at most
-        tuned("body", ("wgmma", "mma")),
+        tuned("body", ("narrow", "wgmma", "mma")),
     ],
     rules=[
-        rule(where={"heads": [16]}, body="mma"),
-        only("sm_90a", rule(body="wgmma")),
+        only("sm_90a", rule(where={"heads": [16]}, body="narrow"), rule(body="wgmma")),
         rule(body="mma"),
     ],
     params=[
