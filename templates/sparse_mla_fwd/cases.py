@@ -194,7 +194,7 @@ def correctness() -> Iterator[Call]:
         yield Call(140, 17, 200, 128, dim)  # the same, of more queries than multiprocessors
         for heads in (1, 16, 32, 63, 65, 96):
             yield Call(77, heads, 999, 192, dim, gap=64)
-        for heads in (16, 64):  # of both bodies where there are two
+        for heads in (16, 64):  # of two bodies where there are more
             for topk in (1, 63, 64, 65, 100):
                 yield Call(140, heads, 999, topk, dim)
             yield Call(5, heads, 0, 64, dim)

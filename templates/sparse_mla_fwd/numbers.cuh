@@ -1,4 +1,4 @@
-// What both bodies do with scores: constants of the softmax, binary powers, sums over a quad.
+// What all bodies do with scores: constants of the softmax, binary powers, sums over a quad.
 
 #pragma once
 
