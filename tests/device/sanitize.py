@@ -22,10 +22,8 @@ from dsv4_aot.runtime import Library
 from dsv4_aot.runtime.resolve import FOLDERS_VARIABLE, find
 
 BUILD = Path(__file__).parents[2] / "artifacts" / "build"
-SMALL_BYTES = 14 << 20
-"""Of a case's traffic and memory: an instrumented launch takes a hundred times its time. Blocks
-that stay on a multiprocessor get a second piece of work within it.
-"""
+SMALL_BYTES = 4 << 20
+"""Of a case's traffic and memory: an instrumented launch takes a hundred times its time."""
 
 
 def main() -> int:
