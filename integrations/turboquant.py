@@ -180,7 +180,12 @@ class TurboQuantCache:
         return torch.cat(slots).to(self.data.device)
 
     def release(self, request: int) -> None:
-        """Forgets a request; its pages are free again."""
+        """Forgets a request; its pages are free again. Raises ArgumentError where there is none."""
+        if not 0 <= request < len(self.lengths):
+            raise ArgumentError(
+                f"request is {request}, allowed: 0 to {len(self.lengths) - 1}",
+                tip="release takes a request's number, as extend counts them",
+            )
         self._free += self._pages[request][::-1]
         self._pages[request], self.lengths[request] = [], 0
         self._upload(False)

@@ -180,3 +180,12 @@ def test_extending_what_is_not_there_is_refused(tokens: list[int], launch: Launc
     with pytest.raises(ArgumentError, match=r"up to 3 numbers, one for each request, from 0 on"):
         cache.extend(tokens)
     assert cache.lengths == [0, 0, 0]
+
+
+@pytest.mark.parametrize("request_", [-1, 3])
+def test_releasing_what_is_not_there_is_refused(request_: int, launch: Launch) -> None:
+    cache = small(launch)
+    cache.extend([0, 0, 20])
+    with pytest.raises(ArgumentError, match=rf"request is {request_}, allowed: 0 to 2"):
+        cache.release(request_)
+    assert cache.lengths == [0, 0, 20]
