@@ -142,7 +142,7 @@ def _rules_for(name: str, rules: tuple[Rule, ...], bound: dict[str, Choice]) -> 
                 return
     raise SpecError(
         f"{name}: no rule is certain to choose for {choices_text(bound) or 'a call'}",
-        tip="end the rules with one that has no `when`",
+        tip="end the rules with one that has no `when`, or --choose what serves every call",
     )
 
 
