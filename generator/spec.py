@@ -255,6 +255,8 @@ class Case:
     read, write: least bytes moved, for benchmarks; flops likewise.
     bench: whether the benchmark times this case. Figures from elsewhere go to the benchmark docs.
     memory: device bytes needed, so that a smaller GPU can skip it and say so.
+    instrumented: whether compute-sanitizer, under which only small cases run, is to see this one
+        too.
     peer_share: of the written elements that a peer, which may round otherwise, may have beyond the
         tolerance and still be timed.
     """
@@ -268,6 +270,7 @@ class Case:
     flops: int = 0
     bench: bool = False
     memory: int = 0
+    instrumented: bool = False
     peer_share: float = 0.0
 
     def tolerance_of(self, name: str) -> Tolerance | None:

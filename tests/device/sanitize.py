@@ -30,7 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="launch every entry on small cases")
     parser.add_argument("--kernel", action="append", help="this kernel alone; may be repeated")
     parser.add_argument("--body", help="only calls that this body of a kernel serves")
-    parser.add_argument("--bytes", type=int, default=SMALL_BYTES, help="largest case to run")
+    parser.add_argument(
+        "--bytes", type=int, default=SMALL_BYTES, help="largest case to run unasked"
+    )
     options = parser.parse_args()
     named = os.environ.get(FOLDERS_VARIABLE)
     library = Library(find([] if named else [BUILD], entry_points=False))
@@ -41,7 +43,8 @@ def main() -> int:
         if name not in built or name not in (options.kernel or built):
             continue
         for case in folder.cases():
-            if max(case.memory, case.read + case.write) <= options.bytes and (
+            small = max(case.memory, case.read + case.write) <= options.bytes
+            if (small or case.instrumented) and (
                 not options.body or options.body in bodies(library, folder, case, device)
             ):
                 tried = try_case(library, folder, case, device)
